@@ -1,0 +1,56 @@
+-- Claiming. One claim or settlement runs at a time: each takes the same lock and holds it to its commit. That alone makes
+-- the rules below simple, because nothing they read can change under them.
+--
+-- Holds true, for a destination and an aggregate: an event is handed out only when no earlier one of them is outstanding
+-- elsewhere and none at all is in flight in another claim. Within one claim the consumer keeps the order of id.
+
+CREATE FUNCTION outbox._lock() RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT pg_advisory_xact_lock('outbox.claims'::regclass::oid::int, 0) $$;
+COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time, until commit';
+
+-- Two aggregates with one key would wait for each other and lose nothing.
+CREATE FUNCTION outbox._aggregate_key(aggregate_type text, aggregate_id text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN aggregate_id IS NOT NULL
+            THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0) END;
+COMMENT ON FUNCTION outbox._aggregate_key(text, text) IS 'the line an event stands in; null: none';
+
+CREATE FUNCTION outbox._check_claim(max_events int, lease interval) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION USING ERRCODE = 'read_only_sql_transaction',
+            MESSAGE = 'cannot claim events on a standby',
+            HINT = 'Connect to the primary, for example with target_session_attrs=read-write.';
+    ELSIF max_events IS NULL OR max_events < 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('max_events must be at least 1, not %s', coalesce(max_events::text, 'null')),
+            HINT = 'Ask for as many events as you can work on before the lease ends.';
+    ELSIF lease IS NULL OR lease <= interval '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'lease must be above zero',
+            HINT = 'A claim is released when its lease ends; the default is 1 minute.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_claim(int, interval) IS 'an error for arguments that make no claim';
+
+-- The destinations as this claim may use them. serve: hand out freely; probe: the circuit is half open, hand out one.
+-- While there is no destination at all, '' stands for a consumer of the application's own, which names none.
+CREATE FUNCTION outbox._lanes(served text[])
+    RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, blocks boolean)
+    LANGUAGE sql STABLE ROWS 10 SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT d.name, d.like_patterns, m.mine AND d.circuit_failures = 0,
+           m.mine AND d.circuit_failures > 0 AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
+             AND NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token IS NOT NULL AND x.destination = d.name),
+           coalesce(d.settings ->> 'on_failure', 'skip') = 'block'
+      FROM outbox.destination d,
+           LATERAL (SELECT (served IS NULL OR d.name = ANY (served)) AND NOT d.paused AND d.disabled_reason IS NULL) AS m (mine)
+    UNION ALL
+    SELECT '', ARRAY['%'], true, false, false
+     WHERE served IS NULL AND NOT EXISTS (SELECT FROM outbox.destination)
+$$;
+COMMENT ON FUNCTION outbox._lanes(text[]) IS 'the destinations and what a claim may hand out for each';

@@ -1,0 +1,100 @@
+-- The other path of a claim: deliveries that are due again.
+
+-- Scheduled events whose time has come, and events from before there was a destination: now they are owed to each
+-- destination that wants them. A scheduled event takes its place in its aggregate's line at this moment.
+CREATE FUNCTION outbox._route_due(max_events int) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_ids bigint[];
+    v_unrouted bigint;
+BEGIN
+    SELECT array_agg(d.id) INTO v_ids
+      FROM (SELECT d.id FROM outbox.delivery d
+             WHERE d.destination = '' AND d.status IN ('pending', 'scheduled') AND d.next_attempt_at <= v_now
+             ORDER BY d.next_attempt_at, d.id LIMIT max_events) d;
+    IF v_ids IS NULL THEN
+        RETURN;
+    ELSIF NOT EXISTS (SELECT FROM outbox.destination) THEN
+        UPDATE outbox.delivery d SET status = 'pending'
+         WHERE d.id = ANY (v_ids) AND d.destination = '' AND d.status = 'scheduled';
+        RETURN;
+    END IF;
+    DELETE FROM outbox.delivery d WHERE d.id = ANY (v_ids) AND d.destination = '';
+    INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+    SELECT e.id, t.name, outbox._aggregate_key(e.aggregate_type, e.aggregate_id), 'pending', v_now
+      FROM @extschema@.outbox_events e JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
+     WHERE e.id = ANY (v_ids);
+    SELECT count(*) INTO v_unrouted FROM unnest(v_ids) AS i (id)
+     WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = i.id);
+    PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
+    PERFORM outbox._refresh(v_ids);
+END
+$$;
+COMMENT ON FUNCTION outbox._route_due(int) IS 'turns events that waited unrouted into deliveries; part of outbox.claim';
+
+-- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
+-- One that is due while an earlier one of its line is outstanding goes back into the line. busy: lines that wait for an
+-- event claimed whole.
+CREATE FUNCTION outbox._claim_due(
+    v_token bigint, served text[], mark bigint, head bigint, max_events int,
+    OUT ids bigint[], OUT destinations text[], OUT busy bigint[])
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := clock_timestamp();
+BEGIN
+    WITH due AS MATERIALIZED (
+        SELECT l.name, l.blocks, l.probe, x.id, x.aggregate_key AS key
+          FROM outbox._lanes(served) l
+         CROSS JOIN LATERAL (
+               SELECT d.id, d.aggregate_key FROM outbox.delivery d
+                WHERE d.destination = l.name AND d.status = 'pending' AND d.next_attempt_at <= v_now
+                ORDER BY d.next_attempt_at, d.id LIMIT CASE WHEN l.probe THEN 1 ELSE max_events END) x
+         WHERE l.serve OR l.probe
+    ), whole AS MATERIALIZED (
+        SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(mark, head) f WHERE EXISTS (SELECT FROM due)
+    ), judged AS MATERIALIZED (
+        SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
+               d.key IS NOT NULL AND EXISTS (
+                   SELECT FROM outbox.delivery y
+                    WHERE y.destination = d.name AND y.aggregate_key = d.key AND y.id <> d.id
+                      AND (y.status = 'processing'
+                           OR (y.id < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks))))) AS behind
+          FROM due d
+    ), line AS (
+        SELECT j.name, j.id FROM judged j WHERE NOT j.busy AND NOT j.behind
+        UNION ALL
+        SELECT j.name, y.id
+          FROM judged j
+         CROSS JOIN LATERAL (
+               SELECT z.id, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)) OVER (ORDER BY z.id) AS waits
+                 FROM (SELECT y.id, y.status, y.next_attempt_at FROM outbox.delivery y
+                        WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.id > j.id
+                          AND (y.status <> 'failed' OR j.blocks)
+                        ORDER BY y.id LIMIT 50) z) y
+         WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
+    ), chosen AS MATERIALIZED (
+        SELECT l.name, l.id FROM line l ORDER BY l.id, l.name LIMIT max_events
+    ), taken AS (
+        UPDATE outbox.delivery d SET status = 'processing', claim_token = v_token, next_attempt_at = NULL
+          FROM chosen c WHERE d.id = c.id AND d.destination = c.name
+    ), put_back AS (
+        UPDATE outbox.delivery d SET next_attempt_at = NULL
+          FROM judged j
+         WHERE j.behind AND d.id = j.id AND d.destination = j.name
+           AND NOT EXISTS (SELECT FROM chosen c WHERE c.id = j.id AND c.name = j.name)
+    ), marked AS (
+        UPDATE @extschema@.outbox_events e SET status = 'processing'
+          FROM (SELECT DISTINCT c.id FROM chosen c) c WHERE e.id = c.id AND e.status = 'pending'
+    )
+    SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind)
+      INTO ids, destinations, busy
+      FROM chosen c;
+END
+$$;
+COMMENT ON FUNCTION outbox._claim_due(bigint, text[], bigint, bigint, int) IS 'claims due deliveries; part of outbox.claim';

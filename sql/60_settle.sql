@@ -1,0 +1,247 @@
+-- Settling: what became of claimed events. Each function changes only what the given token still holds; anything else
+-- counts for nothing. They take the lock that claims take, so that a claim sees a settlement whole or not at all.
+
+-- Each token given holds one thing less. A claim's row goes when it holds nothing any more.
+CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off
+AS $$
+DECLARE
+    v_closed int;
+BEGIN
+    IF tokens IS NULL THEN
+        RETURN;
+    END IF;
+    WITH less AS MATERIALIZED (
+        SELECT t.token, count(*) AS n FROM unnest(tokens) AS t (token) GROUP BY t.token
+    ), closed AS (
+        DELETE FROM outbox.claims c USING less l WHERE c.token = l.token AND c.held <= l.n RETURNING 1
+    ), kept AS (
+        UPDATE outbox.claims c SET held = c.held - l.n FROM less l WHERE c.token = l.token AND c.held > l.n
+    )
+    SELECT count(*) INTO v_closed FROM closed;
+    IF v_closed > 0 THEN
+        PERFORM outbox._claims(-v_closed, NULL);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'each token given holds one thing less';
+
+-- An expanded event's status follows from its deliveries.
+CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
+    LANGUAGE sql VOLATILE
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off
+AS $$
+    UPDATE @extschema@.outbox_events e
+       SET status = s.status, processed_at = CASE WHEN s.status = 'processed' THEN clock_timestamp() END
+      FROM (SELECT i.id,
+                   CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
+                        WHEN bool_or(d.status IN ('pending', 'scheduled')) THEN 'pending'
+                        WHEN bool_or(d.status = 'failed') THEN 'failed'
+                        ELSE 'processed' END AS status
+              FROM (SELECT DISTINCT unnest(v_ids) AS id) i
+              LEFT JOIN outbox.delivery d ON d.id = i.id
+             GROUP BY i.id) s
+     WHERE e.id = s.id AND e.expanded AND e.claim_token IS NULL AND e.status <> s.status
+$$;
+COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of expanded events, from what is outstanding';
+
+-- The first of each line becomes due, when nothing before it is outstanding.
+CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
+      FROM (SELECT DISTINCT l.destination, l.key FROM unnest(v_destinations, v_keys) AS l (destination, key)) l
+     CROSS JOIN LATERAL (
+           SELECT x.id, x.status FROM outbox.delivery x
+            WHERE x.destination = l.destination AND x.aggregate_key = l.key
+              AND (x.status <> 'failed'
+                   OR EXISTS (SELECT FROM outbox.destination t
+                               WHERE t.name = l.destination AND t.settings ->> 'on_failure' = 'block'))
+            ORDER BY x.id LIMIT 1) h
+     WHERE d.id = h.id AND d.destination = l.destination AND h.status = 'pending' AND d.next_attempt_at IS NULL;
+    IF FOUND THEN
+        PERFORM outbox._wake('due');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._promote(text[], bigint[]) IS 'moves lines on after something left them';
+
+CREATE FUNCTION outbox._promote_all(v_destination text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT outbox._promote(array_agg(v_destination), array_agg(k.aggregate_key))
+      FROM (SELECT DISTINCT d.aggregate_key FROM outbox.delivery d
+             WHERE d.destination = v_destination AND d.aggregate_key IS NOT NULL AND d.status = 'failed') k
+$$;
+COMMENT ON FUNCTION outbox._promote_all(text) IS 'moves on each line of a destination that a dead letter could block';
+
+-- Delivered to every destination the claim handed out. The common case: no row but the event's is touched.
+CREATE FUNCTION outbox._delivered(v_tokens bigint[], v_ids bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_done bigint[];
+    v_gone record;
+BEGIN
+    WITH done AS (
+        UPDATE @extschema@.outbox_events e
+           SET status = CASE WHEN e.expanded THEN outbox._rest(e.id) ELSE 'processed' END,
+               processed_at = CASE WHEN e.expanded AND outbox._rest(e.id) <> 'processed' THEN NULL ELSE clock_timestamp() END,
+               claim_token = NULL
+          FROM unnest(v_tokens, v_ids) AS s (token, id)
+         WHERE e.id = s.id AND e.claim_token = s.token AND e.status = 'processing'
+        RETURNING s.token
+    )
+    SELECT array_agg(token) INTO v_done FROM done;
+    PERFORM outbox._let_go(v_done);
+    IF coalesce(cardinality(v_done), 0) = cardinality(v_ids) THEN
+        RETURN cardinality(v_done);
+    END IF;
+    WITH gone AS (
+        DELETE FROM outbox.delivery d USING unnest(v_tokens, v_ids) AS s (token, id)
+         WHERE d.id = s.id AND d.claim_token = s.token
+        RETURNING d.id, d.destination, d.aggregate_key, d.claim_token
+    )
+    SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(aggregate_key) AS keys,
+           array_agg(claim_token) AS tokens, count(DISTINCT id) AS events
+      INTO v_gone FROM gone;
+    IF v_gone.ids IS NOT NULL THEN
+        PERFORM outbox._left_line(v_gone.ids, v_gone.destinations, v_gone.keys, v_gone.tokens);
+        PERFORM outbox._close_circuits(v_gone.destinations);
+    END IF;
+    RETURN coalesce(cardinality(v_done), 0) + v_gone.events;
+END
+$$;
+COMMENT ON FUNCTION outbox._delivered(bigint[], bigint[]) IS 'settles events delivered to all that their claim handed out';
+
+CREATE FUNCTION outbox._rest(v_id bigint) RETURNS text
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
+                WHEN bool_or(d.status IN ('pending', 'scheduled')) THEN 'pending'
+                WHEN bool_or(d.status = 'failed') THEN 'failed'
+                ELSE 'processed' END
+      FROM outbox.delivery d WHERE d.id = v_id
+$$;
+COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that an event''s deliveries alone give it';
+
+-- After deliveries ended or were given back: their claims, their lines, their events.
+CREATE FUNCTION outbox._left_line(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._let_go(v_tokens);
+    PERFORM outbox._promote(v_destinations, v_keys);
+    PERFORM outbox._refresh(v_ids);
+END
+$$;
+COMMENT ON FUNCTION outbox._left_line(bigint[], text[], bigint[], bigint[]) IS 'what follows when deliveries leave a claim';
+
+-- Ends a settlement: consumers that wait for one to end are told.
+CREATE FUNCTION outbox._settled(v_changed boolean) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF v_changed AND outbox._is_waiting() THEN
+        PERFORM outbox._waiting(false);
+        PERFORM outbox._wake('released');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._settled(boolean) IS 'ends a settlement';
+
+CREATE FUNCTION outbox._claim_ids(v_token bigint) RETURNS bigint[]
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce((SELECT c.ids FROM outbox.claims c WHERE c.token = v_token), '{}') $$;
+COMMENT ON FUNCTION outbox._claim_ids(bigint) IS 'all events that a claim handed out';
+
+CREATE FUNCTION outbox.ack(claim_token bigint, ids bigint[] DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_ids bigint[];
+    v_count bigint;
+BEGIN
+    PERFORM outbox._lock();
+    v_ids := ARRAY(SELECT DISTINCT unnest(coalesce(ack.ids, outbox._claim_ids(ack.claim_token))));
+    v_count := outbox._delivered(array_fill(ack.claim_token, ARRAY[cardinality(v_ids)]), v_ids);
+    PERFORM outbox._settled(v_count > 0);
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION outbox.ack(bigint, bigint[]) IS
+    'settles events as delivered (null: all that the claim holds) and returns how many the token held';
+
+CREATE FUNCTION outbox.fail(
+    claim_token bigint, id bigint, error text, retry_in interval DEFAULT NULL, destination text DEFAULT NULL)
+    RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_changed boolean;
+BEGIN
+    IF fail.retry_in < interval '0' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'retry_in must not be negative',
+            HINT = 'Leave it out for the destination''s own backoff.';
+    END IF;
+    PERFORM outbox._lock();
+    v_changed := outbox._failed(fail.claim_token, fail.id, fail.destination, 'failed', fail.error, fail.retry_in);
+    PERFORM outbox._settled(v_changed);
+    RETURN v_changed;
+END
+$$;
+COMMENT ON FUNCTION outbox.fail(bigint, bigint, text, interval, text) IS
+    'an attempt failed: try again later, or a dead letter after the last attempt (destination null: all that are held)';
+
+CREATE FUNCTION outbox.reject(claim_token bigint, id bigint, error text, destination text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_changed boolean;
+BEGIN
+    PERFORM outbox._lock();
+    v_changed := outbox._failed(reject.claim_token, reject.id, reject.destination, 'rejected', reject.error, NULL);
+    PERFORM outbox._settled(v_changed);
+    RETURN v_changed;
+END
+$$;
+COMMENT ON FUNCTION outbox.reject(bigint, bigint, text, text) IS 'gives an event up: a dead letter at once';
+
+CREATE FUNCTION outbox.release(claim_token bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    PERFORM outbox._lock();
+    v_count := outbox._release(ARRAY[release.claim_token]);
+    PERFORM outbox._settled(v_count > 0);
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION outbox.release(bigint) IS 'gives back all that the claim still holds; uses no attempt';
+
+CREATE FUNCTION outbox.renew(tokens bigint[], lease interval DEFAULT '1 minute') RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    PERFORM outbox._check_claim(1, lease);
+    PERFORM outbox._lock();
+    UPDATE outbox.claims c SET lease_until = clock_timestamp() + renew.lease WHERE c.token = ANY (renew.tokens);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION outbox.renew(bigint[], interval) IS 'the lease of open claims starts anew; returns how many were open';

@@ -1,0 +1,155 @@
+-- What the background worker calls, each in a transaction of its own: recovery at its start, what is due when its timer
+-- fires, the end of attached sessions, and the texts it announces.
+
+-- Everything in shared memory follows from the tables. Run when the worker starts, and after rows arrived with a status
+-- of their own (a restore). Returns the next moment at which something is due. It keeps writers out while it counts.
+CREATE FUNCTION outbox._recover() RETURNS timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+DECLARE
+    v_mark bigint;
+    v_counts record;
+BEGIN
+    PERFORM outbox._lock();
+    LOCK TABLE @extschema@.outbox_events IN SHARE MODE;
+    PERFORM outbox._release(ARRAY(
+        SELECT c.token FROM outbox.claims c
+         WHERE c.boot <> outbox._boot()
+            OR (c.attachment IS NOT NULL AND NOT EXISTS (SELECT FROM outbox._attachments() a WHERE a.attachment = c.attachment))));
+    PERFORM outbox._release_orphans();
+    SELECT count(*) FILTER (WHERE e.status = 'pending') AS pending,
+           count(*) FILTER (WHERE e.status = 'processing') AS processing,
+           count(*) FILTER (WHERE e.status = 'processed') AS processed,
+           count(*) FILTER (WHERE e.status = 'failed') AS failed,
+           min(e.id) FILTER (WHERE (e.status = 'pending' AND NOT e.expanded) OR e.claim_token IS NOT NULL) AS mark,
+           max(e.id) + 1 AS past_all
+      INTO v_counts FROM @extschema@.outbox_events e;
+    PERFORM outbox._set_counters(coalesce(v_counts.mark, v_counts.past_all, 1), v_counts.pending, v_counts.processing,
+                                 v_counts.processed, v_counts.failed, (SELECT count(*) FROM outbox.claims));
+    RETURN outbox._next_due();
+END
+$$;
+COMMENT ON FUNCTION outbox._recover() IS 'rebuilds shared memory from the tables and releases the claims of the dead';
+
+-- Claimed rows whose claim is unknown: they came with a restore, or with rows copied by hand.
+CREATE FUNCTION outbox._release_orphans() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+DECLARE
+    v_back record;
+BEGIN
+    UPDATE @extschema@.outbox_events e SET expanded = true, claim_token = NULL
+     WHERE e.status = 'processing' AND e.expanded AND e.claim_token IS NOT NULL
+       AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token);
+    INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+    SELECT e.id, t.name, outbox._aggregate_key(e.aggregate_type, e.aggregate_id), 'pending', clock_timestamp()
+      FROM @extschema@.outbox_events e JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
+     WHERE e.status = 'processing' AND e.expanded AND e.claim_token IS NULL
+       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'processing')
+    ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
+    UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL
+     WHERE e.status = 'processing' AND NOT e.expanded
+       AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token);
+    WITH back AS (
+        UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
+         WHERE d.status = 'processing' AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = d.claim_token)
+        RETURNING d.id
+    )
+    SELECT array_agg(b.id) AS ids INTO v_back FROM back b;
+    PERFORM outbox._refresh(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                                   WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL));
+END
+$$;
+COMMENT ON FUNCTION outbox._release_orphans() IS 'gives back what an unknown claim seems to hold';
+
+CREATE FUNCTION outbox._next_due() RETURNS timestamptz
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+    SELECT least(
+        (SELECT min(x.next_attempt_at)
+           FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
+                 UNION ALL SELECT '') t
+          CROSS JOIN LATERAL (SELECT d.next_attempt_at FROM outbox.delivery d
+                               WHERE d.destination = t.name AND d.status IN ('pending', 'scheduled')
+                                 AND d.next_attempt_at > now()
+                               ORDER BY d.next_attempt_at LIMIT 1) x),
+        (SELECT min(d.circuit_open_until) FROM outbox.destination d
+          WHERE d.circuit_open_until > now() AND NOT d.paused AND d.disabled_reason IS NULL),
+        (SELECT min(s.expires_at) FROM outbox.secret s),
+        outbox._retention_due())
+$$;
+COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is due; null: nothing is';
+
+-- The timer fired.
+CREATE FUNCTION outbox._due() RETURNS timestamptz
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+BEGIN
+    PERFORM outbox._lock();
+    PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now))
+      WHERE EXISTS (SELECT FROM outbox.claims c WHERE c.lease_until <= v_now);
+    PERFORM outbox._claims(0, (SELECT min(c.lease_until) FROM outbox.claims c));
+    DELETE FROM outbox.secret s WHERE s.expires_at <= v_now;
+    IF FOUND THEN
+        PERFORM pg_notify('outbox_destinations', 'secret');
+    END IF;
+    PERFORM outbox._retain();
+    IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
+                            UNION ALL SELECT '') t
+                CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
+                                     WHERE d.destination = t.name AND d.status IN ('pending', 'scheduled')
+                                       AND d.next_attempt_at <= v_now LIMIT 1) x) THEN
+        PERFORM outbox._wake('due');
+    END IF;
+    RETURN outbox._next_due();
+END
+$$;
+COMMENT ON FUNCTION outbox._due() IS 'does what is due and returns when the next thing is';
+
+CREATE FUNCTION outbox._release_attachment(v_attachment bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_tokens bigint[];
+BEGIN
+    PERFORM outbox._lock();
+    v_tokens := ARRAY(SELECT c.token FROM outbox.claims c WHERE c.attachment = v_attachment);
+    IF cardinality(v_tokens) = 0 THEN
+        RETURN 0;
+    END IF;
+    RETURN outbox._release(v_tokens);
+END
+$$;
+COMMENT ON FUNCTION outbox._release_attachment(bigint) IS 'releases the claims of a session that ended';
+
+-- The announcements of events that are still to be claimed, as bytes in the database's encoding. body: as
+-- outbox.notify_payload wants it; cut: without the data, marked as truncated; short: the identities alone.
+CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text,
+    OUT id bigint, OUT body bytea, OUT short bytea, OUT cut bytea) RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET jit = off
+AS $$
+    SELECT e.id,
+           convert_to(CASE v_mode WHEN 'id' THEN s.short
+                                  WHEN 'full' THEN left(m.body, -1) || ',"metadata":' || e.metadata::text
+                                                   || ',"event_data":' || e.event_data::text || '}'
+                                  ELSE m.body END, getdatabaseencoding()),
+           convert_to(CASE v_mode WHEN 'id' THEN s.short ELSE left(s.short, -1) || ',"truncated":true}' END,
+                      getdatabaseencoding()),
+           CASE WHEN v_mode = 'full'
+                THEN convert_to(left(m.body, -1) || ',"truncated":true}', getdatabaseencoding()) END
+      FROM unnest(v_ids) AS i (id)
+      JOIN @extschema@.outbox_events e ON e.id = i.id AND e.status = 'pending'
+     CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"}' AS short) s
+     CROSS JOIN LATERAL (SELECT left(s.short, -1)
+               || ',"event_type":' || to_json(e.event_type)::text
+               || ',"event_version":' || to_json(e.event_version)::text
+               || ',"aggregate_type":' || coalesce(to_json(e.aggregate_type)::text, 'null')
+               || ',"aggregate_id":' || coalesce(to_json(e.aggregate_id)::text, 'null')
+               || ',"tenant_id":' || coalesce(to_json(e.tenant_id)::text, 'null')
+               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"}' AS body) m
+     ORDER BY e.id
+$$;
+COMMENT ON FUNCTION outbox._describe(bigint[], text) IS 'what a notification says of each event';

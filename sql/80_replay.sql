@@ -1,0 +1,83 @@
+-- Replay: another try for what was given up on, or once more for what was delivered.
+
+-- An event is owed again to a destination (null: to each that gave it up or, of a processed event, each that wants it).
+CREATE FUNCTION outbox.replay(event_id uuid, destination text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_event record;
+    v_changed bigint;
+BEGIN
+    PERFORM outbox._require_destination(replay.destination) WHERE replay.destination IS NOT NULL;
+    PERFORM outbox._lock();
+    SELECT e.id, e.event_type, e.status, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
+           e.status = 'failed' OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'failed') AS dead
+      INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id;
+    IF NOT FOUND OR NOT (v_event.dead OR v_event.status = 'processed') THEN
+        RETURN false;
+    END IF;
+    WITH again AS (
+        UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp()
+         WHERE d.id = v_event.id AND d.status = 'failed'
+           AND (replay.destination IS NULL OR d.destination = replay.destination)
+        RETURNING 1
+    ), anew AS (
+        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        SELECT v_event.id, t.name, v_event.key, 'pending', clock_timestamp()
+          FROM (SELECT d.name, d.like_patterns FROM outbox.destination d
+                UNION ALL
+                SELECT '', ARRAY['%'] WHERE NOT EXISTS (SELECT FROM outbox.destination)) t
+         WHERE NOT v_event.dead AND (t.name = replay.destination OR (replay.destination IS NULL
+                                      AND v_event.event_type LIKE ANY (t.like_patterns)))
+        ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM anew) INTO v_changed;
+    IF v_changed > 0 THEN
+        PERFORM outbox._owed_again(ARRAY[v_event.id]);
+    END IF;
+    RETURN v_changed > 0;
+END
+$$;
+COMMENT ON FUNCTION outbox.replay(uuid, text) IS
+    'owes an event again: a dead letter to those that gave it up, a processed one to all that want it, or to one destination';
+
+CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+BEGIN
+    UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (v_ids) AND NOT e.expanded;
+    PERFORM outbox._refresh(v_ids);
+    PERFORM outbox._wake('due');
+END
+$$;
+COMMENT ON FUNCTION outbox._owed_again(bigint[]) IS 'events with new deliveries are pending again';
+
+CREATE FUNCTION outbox.replay_failed(event_types text DEFAULT '*', destination text DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_ids bigint[];
+BEGIN
+    PERFORM outbox._check_patterns(ARRAY[replay_failed.event_types]);
+    PERFORM outbox._require_destination(replay_failed.destination) WHERE replay_failed.destination IS NOT NULL;
+    PERFORM outbox._lock();
+    WITH again AS (
+        UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp()
+          FROM @extschema@.outbox_events e
+         WHERE e.id = d.id AND d.status = 'failed'
+           AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[replay_failed.event_types]))
+           AND (replay_failed.destination IS NULL OR d.destination = replay_failed.destination)
+        RETURNING d.id
+    )
+    SELECT array_agg(DISTINCT a.id) INTO v_ids FROM again a;
+    IF v_ids IS NOT NULL THEN
+        PERFORM outbox._owed_again(v_ids);
+    END IF;
+    RETURN coalesce(cardinality(v_ids), 0);
+END
+$$;
+COMMENT ON FUNCTION outbox.replay_failed(text, text) IS
+    'owes all dead letters of these types again and returns how many events that were';

@@ -1,0 +1,42 @@
+-- What an operator wants to know at a glance. Nothing here scans the events.
+
+CREATE FUNCTION outbox._oldest_pending() RETURNS interval
+    LANGUAGE sql VOLATILE
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
+    SET enable_mergejoin = off SET jit = off
+AS $$
+    SELECT clock_timestamp() - least(
+        (SELECT e.created_at FROM @extschema@.outbox_events e
+          WHERE e.id >= outbox._low_mark() AND e.status = 'pending' AND NOT e.expanded ORDER BY e.id LIMIT 1),
+        (SELECT min(x.created_at)
+           FROM (SELECT t.name FROM outbox.destination t UNION ALL SELECT '') t
+          CROSS JOIN LATERAL (
+                SELECT e.created_at
+                  FROM (SELECT d.id FROM outbox.delivery d
+                         WHERE d.destination = t.name AND d.status = 'pending' AND d.next_attempt_at IS NOT NULL
+                         ORDER BY d.next_attempt_at, d.id LIMIT 100) d
+                  JOIN @extschema@.outbox_events e ON e.id = d.id) x))
+$$;
+COMMENT ON FUNCTION outbox._oldest_pending() IS 'age of the oldest event that waits and is not scheduled for later';
+
+CREATE FUNCTION outbox.stats(
+    OUT pending bigint, OUT processing bigint, OUT processed bigint, OUT failed bigint, OUT oldest_pending interval,
+    OUT total_published bigint, OUT total_processed bigint, OUT total_failed bigint, OUT total_unrouted bigint,
+    OUT total_notifications bigint, OUT latency_p50 interval, OUT latency_p95 interval, OUT latency_p99 interval,
+    OUT consumers int, OUT worker_pid int, OUT worker_state text, OUT since timestamptz) RETURNS SETOF record
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 1 SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT c.pending, c.processing, c.processed, c.failed,
+           CASE WHEN c.pending > 0 THEN outbox._oldest_pending() END,
+           c.total_published, c.total_processed, c.total_failed, c.total_unrouted, c.total_notifications,
+           make_interval(secs => c.latency_p50_s), make_interval(secs => c.latency_p95_s),
+           make_interval(secs => c.latency_p99_s),
+           (SELECT count(*)::int FROM outbox._attachments()), c.worker_pid, c.worker_state, c.since
+      FROM outbox._counters() c;
+END
+$$;
+COMMENT ON FUNCTION outbox.stats() IS
+    'one row: events by status, age of the oldest pending, totals since the server started, commit-to-processed latency';

@@ -1,0 +1,36 @@
+-- What only the relay's role may call.
+
+CREATE FUNCTION outbox.relay_destinations()
+    RETURNS TABLE (name text, kind text, exchange text, routing_key text, url text, settings jsonb, secrets text[],
+                   max_attempts int)
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT d.name, d.kind, d.exchange, d.routing_key, d.url, d.settings,
+           ARRAY(SELECT s.secret FROM outbox.secret s
+                  WHERE s.destination = d.name AND coalesce(s.expires_at, 'infinity') > clock_timestamp()
+                  ORDER BY s.expires_at DESC NULLS FIRST),
+           outbox._max_attempts(d.settings)
+      FROM outbox.destination d WHERE d.disabled_reason IS NULL
+     ORDER BY d.name
+$$;
+COMMENT ON FUNCTION outbox.relay_destinations() IS
+    'destinations with their secrets, the current one first; for the relay''s role alone';
+
+CREATE FUNCTION outbox.register_default() RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._lock();
+    IF EXISTS (SELECT FROM outbox.destination) THEN
+        RETURN false;
+    END IF;
+    PERFORM outbox.add_rabbitmq('rabbitmq');
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.register_default() IS 'adds the destination rabbitmq when there is none at all';
+
+CREATE FUNCTION outbox.webhook_allow_networks() RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT current_setting('outbox.webhook_allow_networks') $$;
+COMMENT ON FUNCTION outbox.webhook_allow_networks() IS 'networks that webhooks may reach although they are not public';

@@ -1,0 +1,3 @@
+-- The launcher starts this database's worker when the installation commits.
+
+SELECT outbox._launch();
