@@ -13,7 +13,7 @@ COMMENT ON SCHEMA outbox IS 'pg_outbox: claims, settlements, destinations, opera
 
 -- Fails, with a hint, unless the library is in shared_preload_libraries.
 CREATE FUNCTION outbox._preloaded() RETURNS boolean
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'preloaded';
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'preloaded_wrapper';
 COMMENT ON FUNCTION outbox._preloaded() IS 'whether the library was preloaded with the server';
 
 DO $$

@@ -9,7 +9,7 @@
 -- No index has status in its key or predicate, so that claiming and settling are HOT updates.
 
 CREATE FUNCTION outbox.uuid_v7() RETURNS uuid
-    LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'uuid_v7';
+    LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'uuid_v7_wrapper';
 COMMENT ON FUNCTION outbox.uuid_v7() IS 'a new UUID, version 7 of RFC 9562';
 
 CREATE TABLE @extschema@.outbox_events (

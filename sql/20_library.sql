@@ -1,48 +1,50 @@
 -- What only the library can do: notes that take effect at commit, shared memory, sessions. A note is dropped when its
 -- transaction or savepoint rolls back. No rule of delivery is decided here.
 
-CREATE FUNCTION outbox._low_mark() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'low_mark';
-COMMENT ON FUNCTION outbox._low_mark() IS 'every fresh or claimed event has this id or a higher one';
+CREATE FUNCTION outbox._low_mark(take_over boolean) RETURNS bigint
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'low_mark_wrapper';
+COMMENT ON FUNCTION outbox._low_mark(boolean) IS
+    'every fresh or claimed event has this id or a higher one; true: for a claim, which holds the lock';
 
-CREATE FUNCTION outbox._claim_head() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'claim_head';
+CREATE FUNCTION outbox._claim_head() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'claim_head_wrapper';
 COMMENT ON FUNCTION outbox._claim_head() IS 'no claimed event has a higher id';
 
 CREATE FUNCTION outbox._raise_mark(mark bigint, head bigint) RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'raise_mark';
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'raise_mark_wrapper';
 COMMENT ON FUNCTION outbox._raise_mark(bigint, bigint) IS 'at commit: the low-water mark and the head of the claims';
 
-CREATE FUNCTION outbox._timer(at timestamptz) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'note_timer';
+CREATE FUNCTION outbox._timer(at timestamptz) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'note_timer_wrapper';
 COMMENT ON FUNCTION outbox._timer(timestamptz) IS 'at commit: the worker wakes at that moment at the latest; null: nothing';
 
 CREATE FUNCTION outbox._claims(delta int, lease_until timestamptz) RETURNS void
-    LANGUAGE c AS 'MODULE_PATHNAME', 'note_claims';
+    LANGUAGE c AS 'MODULE_PATHNAME', 'note_claims_wrapper';
 COMMENT ON FUNCTION outbox._claims(int, timestamptz) IS 'at commit: so many more open claims, the earliest lease end';
 
-CREATE FUNCTION outbox._wake(reason text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_wake';
+CREATE FUNCTION outbox._wake(reason text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_wake_wrapper';
 COMMENT ON FUNCTION outbox._wake(text) IS 'at commit: the worker sends a wake-up with this reason';
 
-CREATE FUNCTION outbox._waiting(waiting boolean) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_waiting';
+CREATE FUNCTION outbox._waiting(waiting boolean) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_waiting_wrapper';
 COMMENT ON FUNCTION outbox._waiting(boolean) IS 'at commit: whether the last claim left events behind others in flight';
 
-CREATE FUNCTION outbox._is_waiting() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'is_waiting';
+CREATE FUNCTION outbox._is_waiting() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'is_waiting_wrapper';
 COMMENT ON FUNCTION outbox._is_waiting() IS 'whether a settlement is to wake consumers';
 
-CREATE FUNCTION outbox._unrouted(n bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_unrouted';
+CREATE FUNCTION outbox._unrouted(n bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_unrouted_wrapper';
 COMMENT ON FUNCTION outbox._unrouted(bigint) IS 'at commit: so many more events that no destination wanted';
 
-CREATE FUNCTION outbox.attach(consumer text) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach';
+CREATE FUNCTION outbox.attach(consumer text) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach_wrapper';
 COMMENT ON FUNCTION outbox.attach(text) IS
     'ties this session''s later claims to the session: they are released the moment it ends, in whatever way';
 
-CREATE FUNCTION outbox._attachment() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'attachment';
+CREATE FUNCTION outbox._attachment() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'attachment_wrapper';
 COMMENT ON FUNCTION outbox._attachment() IS 'this session''s attachment; null: not attached';
 
 CREATE FUNCTION outbox._attachments(
     OUT attachment bigint, OUT pid int, OUT consumer text, OUT attached_at timestamptz) RETURNS SETOF record
-    LANGUAGE c AS 'MODULE_PATHNAME', 'attachments';
+    LANGUAGE c AS 'MODULE_PATHNAME', 'attachments_wrapper';
 COMMENT ON FUNCTION outbox._attachments() IS 'the attached sessions of this database';
 
-CREATE FUNCTION outbox._boot() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'boot_id';
+CREATE FUNCTION outbox._boot() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'boot_id_wrapper';
 COMMENT ON FUNCTION outbox._boot() IS 'which start of the server this is';
 
 CREATE FUNCTION outbox._counters(
@@ -51,17 +53,17 @@ CREATE FUNCTION outbox._counters(
     OUT total_notifications bigint,
     OUT latency_p50_s float8, OUT latency_p95_s float8, OUT latency_p99_s float8,
     OUT worker_pid int, OUT worker_state text, OUT recovered boolean, OUT since timestamptz, OUT waiting_ids int)
-    RETURNS SETOF record LANGUAGE c AS 'MODULE_PATHNAME', 'counters';
+    RETURNS SETOF record LANGUAGE c AS 'MODULE_PATHNAME', 'counters_wrapper';
 COMMENT ON FUNCTION outbox._counters() IS 'counters of this database, from shared memory';
 
 CREATE FUNCTION outbox._set_counters(
     mark bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint) RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_counters';
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_counters_wrapper';
 COMMENT ON FUNCTION outbox._set_counters(bigint, bigint, bigint, bigint, bigint, bigint) IS
     'at commit: the counters as recovery found them';
 
-CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version';
+CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION outbox._library_version() IS 'version of the loaded library';
 
-CREATE FUNCTION outbox._launch() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'launch';
+CREATE FUNCTION outbox._launch() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'launch_wrapper';
 COMMENT ON FUNCTION outbox._launch() IS 'at commit: the launcher starts this database''s worker';

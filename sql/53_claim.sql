@@ -80,7 +80,7 @@ BEGIN
     END IF;
     v_token := nextval('outbox.claim_token_seq');
     v_head := outbox._claim_head();
-    v_mark := outbox._advance_mark(outbox._low_mark());
+    v_mark := outbox._advance_mark(outbox._low_mark(true));
     -- A claim that is kept for long must not make every later walk longer.
     IF v_head - v_mark > 20000 THEN
         PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e

@@ -2,8 +2,9 @@
 -- fires, the end of attached sessions, and the texts it announces.
 
 -- Everything in shared memory follows from the tables. Run when the worker starts, and after rows arrived with a status
--- of their own (a restore). Returns the next moment at which something is due. It keeps writers out while it counts.
-CREATE FUNCTION outbox._recover() RETURNS timestamptz
+-- of their own (a restore). Returns the next moment at which something is due. v_count: shared memory is new, so that
+-- events are counted, with writers kept out; a worker that comes back on a running server finds the counters right.
+CREATE FUNCTION outbox._recover(v_count boolean) RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 DECLARE
@@ -11,11 +12,16 @@ DECLARE
     v_counts record;
 BEGIN
     PERFORM outbox._lock();
-    LOCK TABLE @extschema@.outbox_events IN SHARE MODE;
+    IF v_count THEN
+        LOCK TABLE @extschema@.outbox_events IN SHARE MODE;
+    END IF;
     PERFORM outbox._release(ARRAY(
         SELECT c.token FROM outbox.claims c
          WHERE c.boot <> outbox._boot()
             OR (c.attachment IS NOT NULL AND NOT EXISTS (SELECT FROM outbox._attachments() a WHERE a.attachment = c.attachment))));
+    IF NOT v_count THEN
+        RETURN outbox._next_due();
+    END IF;
     PERFORM outbox._release_orphans();
     SELECT count(*) FILTER (WHERE e.status = 'pending') AS pending,
            count(*) FILTER (WHERE e.status = 'processing') AS processing,
@@ -29,7 +35,7 @@ BEGIN
     RETURN outbox._next_due();
 END
 $$;
-COMMENT ON FUNCTION outbox._recover() IS 'rebuilds shared memory from the tables and releases the claims of the dead';
+COMMENT ON FUNCTION outbox._recover(boolean) IS 'rebuilds shared memory from the tables and releases the claims of the dead';
 
 -- Claimed rows whose claim is unknown: they came with a restore, or with rows copied by hand.
 CREATE FUNCTION outbox._release_orphans() RETURNS void

@@ -7,7 +7,7 @@ CREATE FUNCTION outbox._oldest_pending() RETURNS interval
 AS $$
     SELECT clock_timestamp() - least(
         (SELECT e.created_at FROM @extschema@.outbox_events e
-          WHERE e.id >= outbox._low_mark() AND e.status = 'pending' AND NOT e.expanded ORDER BY e.id LIMIT 1),
+          WHERE e.id >= outbox._low_mark(false) AND e.status = 'pending' AND NOT e.expanded ORDER BY e.id LIMIT 1),
         (SELECT min(x.created_at)
            FROM (SELECT t.name FROM outbox.destination t UNION ALL SELECT '') t
           CROSS JOIN LATERAL (

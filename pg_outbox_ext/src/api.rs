@@ -1,0 +1,188 @@
+//! The functions that `sql/20_library.sql` declares. They note, or they read shared memory.
+
+use crate::commit::note;
+use crate::shmem::{self, NEVER, State};
+use crate::session;
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::*;
+
+fn micros(at: TimestampWithTimeZone) -> i64 {
+    at.into_inner()
+}
+
+fn timestamp(micros: i64) -> Option<TimestampWithTimeZone> {
+    TimestampWithTimeZone::try_from(micros).ok()
+}
+
+#[pg_extern]
+fn preloaded() -> bool {
+    shmem::try_get().is_some()
+}
+
+#[pg_extern]
+fn library_version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+#[pg_extern]
+fn boot_id() -> i64 {
+    shmem::get().boot.load(Relaxed)
+}
+
+/// The lower of mark and hint. A claim takes the hint over (under the lock that all claims take); lowering the mark needs
+/// no commit, it only makes the next walk longer.
+#[pg_extern]
+fn low_mark(take_over: bool) -> i64 {
+    let Some(database) = shmem::current() else { return 0 };
+    if !take_over {
+        return database.mark.load(SeqCst).min(database.hint.load(SeqCst));
+    }
+    let hint = database.hint.swap(NEVER, SeqCst);
+    database.mark.fetch_min(hint, SeqCst).min(hint)
+}
+
+#[pg_extern]
+fn claim_head() -> i64 {
+    shmem::current().map_or(0, |d| d.head.load(SeqCst))
+}
+
+/// A snapshot taken before the hint was taken over may miss what the hint stood for: then the mark stays.
+#[pg_extern]
+fn raise_mark(mark: i64, head: i64) {
+    // SAFETY: a plain read of a variable of this backend.
+    let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
+    let kept = if one_snapshot { shmem::current().map_or(0, |d| d.mark.load(SeqCst)) } else { mark };
+    note(|n| n.mark = Some((kept, head)));
+}
+
+#[pg_extern]
+fn note_timer(at: Option<TimestampWithTimeZone>) {
+    if let Some(at) = at {
+        note(|n| n.due = n.due.min(micros(at)));
+    }
+}
+
+#[pg_extern]
+fn note_claims(delta: i32, lease_until: Option<TimestampWithTimeZone>) {
+    note(|n| {
+        n.claims += i64::from(delta);
+        n.lease_due = n.lease_due.min(lease_until.map_or(NEVER, micros));
+    });
+}
+
+#[pg_extern]
+fn note_wake(reason: &str) {
+    note(|n| match reason {
+        "released" => n.wake_released = true,
+        _ => n.wake_due = true,
+    });
+}
+
+#[pg_extern]
+fn set_waiting(waiting: bool) {
+    note(|n| n.waiting = Some(waiting));
+}
+
+#[pg_extern]
+fn is_waiting() -> bool {
+    shmem::current().is_some_and(|d| d.waiting.load(SeqCst))
+}
+
+#[pg_extern]
+fn note_unrouted(n: i64) {
+    note(|note| note.unrouted += n);
+}
+
+#[pg_extern]
+fn set_counters(mark: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
+    note(|n| n.found = Some((mark, [pending, processing, processed, failed], open_claims)));
+}
+
+#[pg_extern]
+fn launch() {
+    note(|n| n.launch = true);
+}
+
+#[pg_extern]
+fn attach(consumer: Option<&str>) {
+    session::attach(consumer.unwrap_or(""));
+}
+
+#[pg_extern]
+fn attachment() -> Option<i64> {
+    session::mine()
+}
+
+#[pg_extern]
+fn attachments() -> TableIterator<
+    'static,
+    (
+        name!(attachment, i64),
+        name!(pid, i32),
+        name!(consumer, String),
+        name!(attached_at, Option<TimestampWithTimeZone>),
+    ),
+> {
+    TableIterator::new(session::attached().into_iter().map(|(id, pid, name, at)| (id, pid, name, timestamp(at))))
+}
+
+#[pg_extern]
+#[allow(clippy::type_complexity, reason = "one column a counter")]
+fn counters() -> TableIterator<
+    'static,
+    (
+        name!(pending, i64),
+        name!(processing, i64),
+        name!(processed, i64),
+        name!(failed, i64),
+        name!(total_published, i64),
+        name!(total_processed, i64),
+        name!(total_failed, i64),
+        name!(total_unrouted, i64),
+        name!(total_notifications, i64),
+        name!(latency_p50_s, Option<f64>),
+        name!(latency_p95_s, Option<f64>),
+        name!(latency_p99_s, Option<f64>),
+        name!(worker_pid, Option<i32>),
+        name!(worker_state, String),
+        name!(recovered, bool),
+        name!(since, Option<TimestampWithTimeZone>),
+        name!(waiting_ids, i32),
+    ),
+> {
+    let row = shmem::current().map(|d| {
+        let c = &d.counters;
+        let at_least_0 = |i: usize| c.by_status[i].load(Relaxed).max(0);
+        (
+            at_least_0(0),
+            at_least_0(1),
+            at_least_0(2),
+            at_least_0(3),
+            c.published.load(Relaxed),
+            c.processed.load(Relaxed),
+            c.failed.load(Relaxed),
+            c.unrouted.load(Relaxed),
+            c.notifications.load(Relaxed),
+            c.latency_percentile(0.5),
+            c.latency_percentile(0.95),
+            c.latency_percentile(0.99),
+            Some(d.worker_pid.load(Relaxed)).filter(|pid| *pid != 0),
+            worker_state(d).to_owned(),
+            d.recovered.load(Relaxed),
+            timestamp(d.since.load(Relaxed)),
+            d.ring.len() as i32,
+        )
+    });
+    TableIterator::new(row)
+}
+
+fn worker_state(database: &shmem::Database) -> &'static str {
+    match database.state() {
+        State::Idle => "stopped",
+        State::Starting => "starting",
+        State::Running if !database.recovered.load(Relaxed) => "recovering",
+        State::Running if database.armed.load(Relaxed) => "idle",
+        State::Running => "active",
+    }
+}

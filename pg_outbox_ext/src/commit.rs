@@ -1,0 +1,167 @@
+//! The ends of transactions. At commit the notes go to shared memory and the worker wakes; nothing here allocates, waits
+//! or fails, because an error after a commit would take the server down.
+//!
+//! | event | what happens |
+//! | --- | --- |
+//! | COMMIT | the note is applied: after it became visible to others, before locks are let go |
+//! | ABORT | the note is dropped |
+//! | PREPARE | the note is kept under the transaction's name |
+//! | savepoint released, rolled back | its frame is merged, dropped |
+
+use crate::note::{Note, Notes};
+use crate::shmem::{self, Database, NEVER};
+use crate::{hooks, prepared, wake};
+use pgrx::pg_sys;
+use std::cell::UnsafeCell;
+use std::sync::atomic::Ordering::*;
+
+/// State of this backend. PostgreSQL's backends have one thread.
+pub struct Local<T>(UnsafeCell<T>);
+
+// SAFETY: a backend is single-threaded, so there is never a second thread to share it with.
+unsafe impl<T> Sync for Local<T> {}
+
+impl<T> Local<T> {
+    pub const fn new(value: T) -> Self {
+        Local(UnsafeCell::new(value))
+    }
+
+    /// Not to be nested.
+    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        // SAFETY: one thread, and no caller passes a closure that comes back here.
+        f(unsafe { &mut *self.0.get() })
+    }
+}
+
+static NOTES: Local<Notes> = Local::new(Notes::new());
+
+/// Changes the note of the running (sub)transaction.
+pub fn note(f: impl FnOnce(&mut Note)) {
+    // SAFETY: reads a number of this backend's transaction state.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    NOTES.with(|notes| f(notes.at(level)));
+}
+
+/// In `_PG_init`.
+pub fn register() {
+    // SAFETY: once in the postmaster; the callbacks live in this library, which is never unloaded.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_ended), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(savepoint_ended), std::ptr::null_mut());
+    }
+}
+
+unsafe extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::*;
+    match event {
+        XACT_EVENT_COMMIT => {
+            if let Some(note) = NOTES.with(Notes::take) {
+                apply(&note);
+            }
+            hooks::unpark();
+        }
+        XACT_EVENT_PREPARE => {
+            if let Some(note) = NOTES.with(Notes::take) {
+                // SAFETY: a plain read of a variable of this backend.
+                hooks::with_prepared_name(|name| prepared::remember(name, &note, unsafe { pg_sys::MyDatabaseId }));
+            }
+        }
+        XACT_EVENT_ABORT => {
+            NOTES.with(Notes::clear);
+            hooks::unpark();
+        }
+        _ => {}
+    }
+}
+
+unsafe extern "C-unwind" fn savepoint_ended(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _arg: *mut std::ffi::c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    // SAFETY: reads a number of this backend's transaction state.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    match event {
+        SUBXACT_EVENT_COMMIT_SUB => NOTES.with(|notes| notes.release(level)),
+        SUBXACT_EVENT_ABORT_SUB => NOTES.with(|notes| notes.roll_back(level)),
+        _ => {}
+    }
+}
+
+fn apply(note: &Note) {
+    let Some(shared) = shmem::try_get() else { return };
+    if note.launch {
+        // SAFETY: a plain read of a variable of this backend.
+        let _listed = shmem::Shared::list(&shared.requests, unsafe { pg_sys::MyDatabaseId });
+        wake::launcher(shared);
+    }
+    let Some(database) = shmem::current() else { return };
+    if note.dropped {
+        database.stop.store(true, SeqCst);
+        wake::worker_now(database);
+        return;
+    }
+    apply_counters(note, database);
+    apply_claims(note, database);
+    // Last, so that the worker finds everything when it wakes.
+    if announce(note, database) {
+        wake::worker(database);
+    }
+}
+
+fn apply_counters(note: &Note, database: &Database) {
+    let counters = &database.counters;
+    match note.found {
+        Some((mark, by_status, open_claims)) => {
+            database.mark.store(mark, SeqCst);
+            counters.set_by_status(by_status);
+            database.open_claims.store(open_claims, SeqCst);
+            database.recovered.store(true, SeqCst);
+        }
+        None => {
+            counters.add_by_status(note.by_status);
+            database.open_claims.fetch_add(note.claims, SeqCst);
+        }
+    }
+    counters.published.fetch_add(note.published, Relaxed);
+    counters.processed.fetch_add(note.processed, Relaxed);
+    counters.failed.fetch_add(note.failed, Relaxed);
+    counters.unrouted.fetch_add(note.unrouted, Relaxed);
+    note.latencies.iter().for_each(|b| counters.add_latency(*b));
+}
+
+fn apply_claims(note: &Note, database: &Database) {
+    if let Some((mark, head)) = note.mark {
+        database.mark.store(mark, SeqCst);
+        database.head.fetch_max(head, SeqCst);
+    }
+    if let Some(waiting) = note.waiting {
+        database.waiting.store(waiting, SeqCst);
+    }
+    if note.min_id != NEVER {
+        database.hint.fetch_min(note.min_id, SeqCst);
+    }
+}
+
+/// Whether the worker has something to do now, or earlier than it thought.
+fn announce(note: &Note, database: &Database) -> bool {
+    let mut overflow = note.overflow;
+    for id in &note.ids {
+        overflow |= !database.ring.push(*id);
+    }
+    for (flag, raised) in [
+        (&database.overflow, overflow),
+        (&database.wake_due, note.wake_due),
+        (&database.wake_released, note.wake_released),
+        (&database.recover, note.recover),
+    ] {
+        if raised {
+            flag.store(true, SeqCst);
+        }
+    }
+    let earlier = note.due < database.next_due.fetch_min(note.due, SeqCst)
+        || note.lease_due < database.lease_due.fetch_min(note.lease_due, SeqCst);
+    earlier || overflow || !note.ids.is_empty() || note.wake_due || note.wake_released || note.recover
+}

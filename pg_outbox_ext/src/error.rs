@@ -1,0 +1,40 @@
+//! The errors of this library, each with its SQLSTATE, message and hint in PostgreSQL's style.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+#[derive(Debug, Clone, Copy)]
+pub enum Error {
+    NotPreloaded,
+    ConsumerName,
+    TooManyConsumers,
+}
+
+impl Error {
+    fn parts(self) -> (PgSqlErrorCode, &'static str, &'static str) {
+        match self {
+            Error::NotPreloaded => (
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "pg_outbox must be loaded via shared_preload_libraries",
+                "Add pg_outbox to shared_preload_libraries and restart PostgreSQL.",
+            ),
+            Error::ConsumerName => (
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "consumer must be a name of 1 to 63 bytes",
+                "Name the consumer so that an operator recognizes it, for example 'relay@host1'.",
+            ),
+            Error::TooManyConsumers => (
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "too many attached consumers",
+                "At most 512 sessions of a server can be attached at a time; let the others claim without attaching.",
+            ),
+        }
+    }
+}
+
+/// Raises the error; the transaction is aborted.
+pub fn raise(error: Error) -> ! {
+    let (code, message, hint) = error.parts();
+    ErrorReport::new(code, message, "pg_outbox").set_hint(hint).report(PgLogLevel::ERROR);
+    unreachable!("an ERROR does not return")
+}

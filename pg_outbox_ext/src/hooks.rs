@@ -1,0 +1,217 @@
+//! Commands that a connected worker would stand in the way of, the end of the extension, and two-phase commit.
+//!
+//! | command | what happens |
+//! | --- | --- |
+//! | DROP DATABASE, ALTER DATABASE … RENAME, … SET TABLESPACE, CREATE DATABASE (its template) | the database is parked: its worker ends before the command looks for other sessions, and comes back when the transaction is over, if the database is still there |
+//! | DROP EXTENSION, in whatever way | the worker ends at commit |
+//! | PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED | see [`crate::prepared`] |
+
+use crate::commit::{Local, note};
+use crate::shmem::{self, Shared, State};
+use crate::{prepared, wake};
+use pgrx::pg_sys;
+use std::ffi::CStr;
+use std::sync::atomic::Ordering::*;
+
+static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
+
+/// Databases parked by the running command.
+static PARKED: Local<[u32; 2]> = Local::new([0; 2]);
+
+/// Name of the transaction that is being prepared.
+static PREPARING: Local<Option<Vec<u8>>> = Local::new(None);
+
+/// In `_PG_init`.
+pub fn install() {
+    // SAFETY: the postmaster is single-threaded and runs this once, while it loads libraries.
+    unsafe {
+        PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(utility);
+        PREVIOUS_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(object_access);
+    }
+}
+
+/// What of a command concerns the outbox.
+enum Concern {
+    Park(Vec<u8>),
+    Prepare(Vec<u8>),
+    CommitPrepared(Vec<u8>),
+    RollbackPrepared(Vec<u8>),
+}
+
+#[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const std::ffi::c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the statement is the parse tree that PostgreSQL is about to run.
+    let concern = unsafe { concern((*statement).utilityStmt) };
+    match &concern {
+        Some(Concern::Park(name)) => park(name),
+        Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name.clone())),
+        _ => {}
+    }
+    // SAFETY: the arguments go on as they came, to the hook that was there before or to PostgreSQL itself.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| match PREVIOUS_UTILITY {
+            Some(previous) => previous(statement, query, read_only_tree, context, params, environment, receiver, completion),
+            None => pg_sys::standard_ProcessUtility(
+                statement, query, read_only_tree, context, params, environment, receiver, completion,
+            ),
+        });
+    }
+    match &concern {
+        Some(Concern::CommitPrepared(name)) => prepared::commit(name),
+        Some(Concern::RollbackPrepared(name)) => prepared::forget(name),
+        _ => {}
+    }
+}
+
+/// # Safety
+/// The node is a statement as PostgreSQL's parser made it.
+unsafe fn concern(node: *mut pg_sys::Node) -> Option<Concern> {
+    // SAFETY: each tag says which structure the node is.
+    unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => text((*node.cast::<pg_sys::DropdbStmt>()).dbname).map(Concern::Park),
+            pg_sys::NodeTag::T_RenameStmt => {
+                let rename = &*node.cast::<pg_sys::RenameStmt>();
+                let database = rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE;
+                database.then(|| text(rename.subname)).flatten().map(Concern::Park)
+            }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let alter = &*node.cast::<pg_sys::AlterDatabaseStmt>();
+                option(alter.options, c"tablespace")?;
+                text(alter.dbname).map(Concern::Park)
+            }
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                let create = &*node.cast::<pg_sys::CreatedbStmt>();
+                let template = option(create.options, c"template").map(|o| text(pg_sys::defGetString(o)));
+                Some(Concern::Park(template.flatten().unwrap_or_else(|| b"template1".to_vec())))
+            }
+            pg_sys::NodeTag::T_TransactionStmt => {
+                let transaction = &*node.cast::<pg_sys::TransactionStmt>();
+                let name = text(transaction.gid);
+                match transaction.kind {
+                    pg_sys::TransactionStmtKind::TRANS_STMT_PREPARE => name.map(Concern::Prepare),
+                    pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED => name.map(Concern::CommitPrepared),
+                    pg_sys::TransactionStmtKind::TRANS_STMT_ROLLBACK_PREPARED => name.map(Concern::RollbackPrepared),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// # Safety
+/// Null, or a string that ends in NUL.
+unsafe fn text(c: *const std::ffi::c_char) -> Option<Vec<u8>> {
+    // SAFETY: as the caller promises.
+    (!c.is_null()).then(|| unsafe { CStr::from_ptr(c) }.to_bytes().to_vec())
+}
+
+/// The option of that name.
+///
+/// # Safety
+/// A list of DefElem nodes.
+unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {
+    if options.is_null() {
+        return None;
+    }
+    // SAFETY: the list has `length` elements, each a DefElem with a name.
+    unsafe {
+        (0..(*options).length)
+            .map(|i| (*(*options).elements.add(i as usize)).ptr_value.cast::<pg_sys::DefElem>())
+            .find(|element| CStr::from_ptr((**element).defname) == name)
+    }
+}
+
+/// Ends the worker of that database, if there is one, and keeps it away until the transaction is over.
+fn park(name: &[u8]) {
+    let Ok(name) = std::ffi::CString::new(name) else { return };
+    // SAFETY: a catalog look-up in a transaction.
+    let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
+    let Some(shared) = shmem::try_get() else { return };
+    if oid == pg_sys::InvalidOid || !may_change(oid) || !Shared::list(&shared.parked, oid) {
+        return;
+    }
+    PARKED.with(|parked| {
+        if let Some(free) = parked.iter_mut().find(|p| **p == 0) {
+            *free = oid.to_u32();
+        }
+    });
+    let Some(place) = shared.find(oid) else { return };
+    while place.state() != State::Idle && place.oid.load(SeqCst) == oid.to_u32() {
+        place.stop.store(true, SeqCst);
+        wake::worker_now(place);
+        wake::sleep(Some(2));
+    }
+}
+
+/// Whoever may not do the command must not stop a worker with it. (Templates may be copied by anyone who may create
+/// databases; the command itself says so in time.)
+fn may_change(oid: pg_sys::Oid) -> bool {
+    // SAFETY: permission look-ups in a transaction.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let owns = pg_sys::pg_database_ownercheck(oid, user);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let owns = pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
+        owns || pg_sys::have_createdb_privilege()
+    }
+}
+
+/// The transaction is over: the launcher looks at the databases again.
+pub fn unpark() {
+    PREPARING.with(|p| *p = None);
+    let parked = PARKED.with(|parked| std::mem::replace(parked, [0; 2]));
+    if parked == [0; 2] {
+        return;
+    }
+    if let Some(shared) = shmem::try_get() {
+        for oid in parked.into_iter().filter(|oid| *oid != 0) {
+            Shared::unlist(&shared.parked, pg_sys::Oid::from(oid));
+        }
+        wake::launcher(shared);
+    }
+}
+
+/// Hands over the name of the transaction that has just been prepared.
+pub fn with_prepared_name(f: impl FnOnce(&[u8])) {
+    if let Some(name) = PREPARING.with(Option::take) {
+        f(&name);
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: std::ffi::c_int,
+    argument: *mut std::ffi::c_void,
+) {
+    // SAFETY: the hook that was there before gets the arguments as they came; then a catalog look-up in a transaction.
+    unsafe {
+        if let Some(previous) = PREVIOUS_ACCESS {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, argument));
+        }
+        if access == pg_sys::ObjectAccessType::OAT_DROP
+            && class == pg_sys::ExtensionRelationId
+            && object == pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true)
+        {
+            note(|n| n.dropped = true);
+        }
+    }
+}

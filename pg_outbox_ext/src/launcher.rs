@@ -1,0 +1,216 @@
+//! The launcher: one process for the server. It sees to it that each database with the extension has a worker.
+//!
+//! It connects to no database, reads the list of them, and looks into each once by starting a worker there, which ends at
+//! once if it finds no extension. It wakes only when asked to or when a worker ended.
+//!
+//! ```text
+//!              asked, or not looked into yet
+//!   (no place) ────────────────────────────> Idle ──start──> Starting ──> Running
+//!       ^                                     │ ^                             │
+//!       └── absent, or the database is gone ──┘ └──────── the worker ended ───┘
+//!                            not while the database is parked
+//! ```
+
+use crate::shmem::{self, Database, Shared, State};
+use crate::wake;
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+use pgrx::prelude::*;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+
+/// A worker that lived this long (microseconds) did not fail at its start.
+const SETTLED: i64 = 10_000_000;
+
+/// In `_PG_init`.
+pub fn register() {
+    BackgroundWorkerBuilder::new("pg_outbox launcher")
+        .set_type("pg_outbox launcher")
+        .set_library("pg_outbox")
+        .set_function("pg_outbox_launcher_main")
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(Some(Duration::from_secs(1)))
+        .enable_spi_access()
+        .load();
+}
+
+/// Entry point.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    BackgroundWorker::connect_worker_to_spi(None, None);
+    let shared = shmem::get();
+    shared.launcher_latch.store(wake::own(), SeqCst);
+    let mut launcher = Launcher { shared, looked_into: HashSet::new(), started: HashMap::new(), warned: false };
+    while !BackgroundWorker::sigterm_received() {
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: in the main loop of a background worker, outside a transaction.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+        let again_in_ms = launcher.reconcile();
+        wake::sleep(again_in_ms);
+    }
+    shared.launcher_latch.store(std::ptr::null_mut(), SeqCst);
+}
+
+/// When a worker was started last, and how often in a row it ended soon after.
+#[derive(Default, Clone, Copy)]
+struct Start {
+    at: i64,
+    failures: u32,
+}
+
+impl Start {
+    /// Not to be started again before: 1 s after the second failure, twice as long each time, at most a minute.
+    fn not_before(self) -> i64 {
+        match self.failures {
+            0 | 1 => 0,
+            n => self.at + (1_000_000 << (n - 2).min(6)).min(60_000_000),
+        }
+    }
+}
+
+struct Launcher {
+    shared: &'static Shared,
+    /// Databases without the extension.
+    looked_into: HashSet<u32>,
+    started: HashMap<u32, Start>,
+    warned: bool,
+}
+
+impl Launcher {
+    /// Brings workers and databases together. Returns after how many milliseconds to try again what could not be done.
+    fn reconcile(&mut self) -> Option<i64> {
+        for request in &self.shared.requests {
+            self.looked_into.remove(&request.swap(0, SeqCst));
+        }
+        let databases = databases();
+        self.forget_gone(&databases);
+        databases.into_iter().filter_map(|oid| self.see_to(oid)).min()
+    }
+
+    fn forget_gone(&mut self, databases: &[pg_sys::Oid]) {
+        for place in &self.shared.databases {
+            let oid = place.oid.load(SeqCst);
+            if oid != 0 && place.state() == State::Idle && !databases.iter().any(|d| d.to_u32() == oid) {
+                place.oid.store(0, SeqCst);
+                self.started.remove(&oid);
+            }
+        }
+        self.looked_into.retain(|oid| databases.iter().any(|d| d.to_u32() == *oid));
+    }
+
+    fn see_to(&mut self, oid: pg_sys::Oid) -> Option<i64> {
+        let key = oid.to_u32();
+        let place = match self.shared.find(oid) {
+            Some(place) => place,
+            None if self.looked_into.contains(&key) => return None,
+            None => match self.shared.allocate(oid) {
+                Some(place) => place,
+                None => {
+                    self.warn("more than 64 databases have or may have pg_outbox");
+                    return Some(60_000);
+                }
+            },
+        };
+        if place.state() != State::Idle {
+            return None;
+        }
+        if place.absent.load(SeqCst) {
+            place.oid.store(0, SeqCst);
+            self.started.remove(&key);
+            self.looked_into.insert(key);
+            return None;
+        }
+        self.start(place, oid)
+    }
+
+    fn start(&mut self, place: &Database, oid: pg_sys::Oid) -> Option<i64> {
+        let now = wake::now();
+        let mut start = self.started.get(&oid.to_u32()).copied().unwrap_or_default();
+        let asked = place.stop.swap(false, SeqCst);
+        if start.not_before() > now && !asked {
+            return Some((start.not_before() - now) / 1000 + 1);
+        }
+        // First announce, then look whether a command has parked the database: it does so the other way round.
+        place.set_state(State::Starting);
+        if self.shared.parked.iter().any(|p| p.load(SeqCst) == oid.to_u32()) {
+            place.set_state(State::Idle);
+            return None;
+        }
+        start.failures = if asked || now - start.at > SETTLED { 0 } else { start.failures + 1 };
+        start.at = now;
+        self.started.insert(oid.to_u32(), start);
+        match self.spawn(oid) {
+            true => None,
+            false => {
+                place.set_state(State::Idle);
+                self.warn("no background worker could be started");
+                Some(5_000)
+            }
+        }
+    }
+
+    fn spawn(&self, oid: pg_sys::Oid) -> bool {
+        // SAFETY: a plain read of a variable of this process.
+        let pid = unsafe { pg_sys::MyProcPid };
+        let worker = BackgroundWorkerBuilder::new(&format!("pg_outbox worker for database {}", oid.to_u32()))
+            .set_type("pg_outbox worker")
+            .set_library("pg_outbox")
+            .set_function("pg_outbox_worker_main")
+            .set_argument(Some(pg_sys::Datum::from(oid.to_u32() as usize)))
+            .set_start_time(BgWorkerStartTime::RecoveryFinished)
+            .set_restart_time(None)
+            .set_notify_pid(pid)
+            .enable_spi_access()
+            .load_dynamic();
+        match worker {
+            Ok(worker) => worker.wait_for_startup().is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    fn warn(&mut self, message: &'static str) {
+        if !std::mem::replace(&mut self.warned, true) {
+            ereport!(
+                WARNING,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                message,
+                "Raise max_worker_processes: pg_outbox needs one for its launcher and one for each database."
+            );
+        }
+    }
+}
+
+/// The databases that can be connected to. Source: get_database_list() of PostgreSQL's autovacuum.c.
+fn databases() -> Vec<pg_sys::Oid> {
+    BackgroundWorker::transaction(|| {
+        let mut found = Vec::new();
+        // SAFETY: a scan of a shared catalog in a transaction; rows have the fixed part that FormData_pg_database describes.
+        unsafe {
+            let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+            let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
+            loop {
+                let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+                if tuple.is_null() {
+                    break;
+                }
+                let data = (*tuple).t_data;
+                let row = &*data.cast::<u8>().add((*data).t_hoff as usize).cast::<pg_sys::FormData_pg_database>();
+                if row.datallowconn && row.datconnlimit != INVALID_DATABASE {
+                    found.push(row.oid);
+                }
+            }
+            let end = (*(*(*scan).rs_rd).rd_tableam).scan_end;
+            if let Some(end) = end {
+                end(scan);
+            }
+            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        }
+        found
+    })
+}
+
+/// DATCONNLIMIT_INVALID_DB of pg_database.h: left behind by a DROP DATABASE that was cut off.
+const INVALID_DATABASE: i32 = -2;

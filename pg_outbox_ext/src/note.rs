@@ -1,0 +1,204 @@
+//! What a transaction means to tell the worker, in the backend's own memory until it commits.
+//!
+//! Each savepoint that noted something has a frame of its own: dropped when the savepoint rolls back, merged into the one
+//! around it when it is released. A transaction of any size keeps at most [`MAX_IDS`] ids.
+
+use crate::counters::ByStatus;
+use crate::shmem::NEVER;
+
+/// Ids listed for one transaction; beyond that the wake-up names no events.
+pub const MAX_IDS: usize = 1000;
+
+/// Latencies remembered for one transaction.
+const MAX_LATENCIES: usize = 100_000;
+
+#[derive(Debug, Clone)]
+pub struct Note {
+    level: i32,
+    pub ids: Vec<i64>,
+    pub overflow: bool,
+    /// Lowest id that became fresh.
+    pub min_id: i64,
+    pub by_status: ByStatus,
+    pub published: i64,
+    pub processed: i64,
+    pub failed: i64,
+    pub unrouted: i64,
+    pub latencies: Vec<u8>,
+    pub due: i64,
+    pub lease_due: i64,
+    pub claims: i64,
+    pub wake_due: bool,
+    pub wake_released: bool,
+    pub waiting: Option<bool>,
+    /// The low-water mark and the head of the claims.
+    pub mark: Option<(i64, i64)>,
+    /// As recovery found them: mark, counts, open claims.
+    pub found: Option<(i64, ByStatus, i64)>,
+    pub recover: bool,
+    pub launch: bool,
+    pub dropped: bool,
+}
+
+impl Note {
+    const fn new(level: i32) -> Self {
+        Note {
+            level,
+            ids: Vec::new(),
+            overflow: false,
+            min_id: NEVER,
+            by_status: [0; 4],
+            published: 0,
+            processed: 0,
+            failed: 0,
+            unrouted: 0,
+            latencies: Vec::new(),
+            due: NEVER,
+            lease_due: NEVER,
+            claims: 0,
+            wake_due: false,
+            wake_released: false,
+            waiting: None,
+            mark: None,
+            found: None,
+            recover: false,
+            launch: false,
+            dropped: false,
+        }
+    }
+
+    pub fn list(&mut self, id: i64) {
+        if self.ids.len() < MAX_IDS {
+            self.ids.push(id);
+        } else {
+            self.overflow = true;
+        }
+    }
+
+    pub fn latency(&mut self, bucket: u8) {
+        if self.latencies.len() < MAX_LATENCIES {
+            self.latencies.push(bucket);
+        }
+    }
+
+    /// Whether COMMIT PREPARED can repeat all of this from a few numbers.
+    pub fn is_only_inserts(&self) -> bool {
+        self.mark.is_none() && self.found.is_none() && self.claims == 0 && self.processed == 0 && self.failed == 0
+            && !self.recover && !self.dropped && self.due == NEVER
+    }
+
+    fn absorb(&mut self, inner: Note) {
+        for id in inner.ids {
+            self.list(id);
+        }
+        self.overflow |= inner.overflow;
+        self.min_id = self.min_id.min(inner.min_id);
+        for (sum, d) in self.by_status.iter_mut().zip(inner.by_status) {
+            *sum += d;
+        }
+        self.published += inner.published;
+        self.processed += inner.processed;
+        self.failed += inner.failed;
+        self.unrouted += inner.unrouted;
+        for bucket in inner.latencies {
+            self.latency(bucket);
+        }
+        self.due = self.due.min(inner.due);
+        self.lease_due = self.lease_due.min(inner.lease_due);
+        self.claims += inner.claims;
+        self.wake_due |= inner.wake_due;
+        self.wake_released |= inner.wake_released;
+        self.waiting = inner.waiting.or(self.waiting);
+        self.mark = inner.mark.or(self.mark);
+        self.found = inner.found.or(self.found);
+        self.recover |= inner.recover;
+        self.launch |= inner.launch;
+        self.dropped |= inner.dropped;
+    }
+}
+
+/// The frames of the running transaction, outermost first.
+#[derive(Debug)]
+pub struct Notes(Vec<Note>);
+
+impl Notes {
+    pub const fn new() -> Self {
+        Notes(Vec::new())
+    }
+
+    /// The frame of this nesting level.
+    pub fn at(&mut self, level: i32) -> &mut Note {
+        if self.0.last().is_none_or(|top| top.level < level) {
+            self.0.push(Note::new(level));
+        }
+        let top = self.0.len() - 1;
+        &mut self.0[top]
+    }
+
+    /// The savepoint of this level is released.
+    pub fn release(&mut self, level: i32) {
+        while let Some(mut top) = self.0.pop_if(|top| top.level >= level) {
+            match self.0.last_mut() {
+                Some(outer) if outer.level >= level - 1 => outer.absorb(top),
+                _ => {
+                    top.level = level - 1;
+                    self.0.push(top);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The savepoint of this level rolled back.
+    pub fn roll_back(&mut self, level: i32) {
+        self.0.retain(|note| note.level < level);
+    }
+
+    /// Everything that was noted, as one; the transaction is over.
+    pub fn take(&mut self) -> Option<Note> {
+        let mut frames = std::mem::take(&mut self.0).into_iter();
+        let mut first = frames.next()?;
+        frames.for_each(|note| first.absorb(note));
+        Some(first)
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rolled_back_savepoint_leaves_nothing() {
+        let mut notes = Notes::new();
+        notes.at(1).list(1);
+        notes.at(2).list(2);
+        notes.at(3).list(3);
+        notes.release(3);
+        notes.roll_back(2);
+        notes.at(1).list(4);
+        assert_eq!(notes.take().expect("something was noted").ids, [1, 4]);
+    }
+
+    #[test]
+    fn a_released_savepoint_counts_even_when_nothing_was_noted_around_it() {
+        let mut notes = Notes::new();
+        notes.at(4).list(7);
+        notes.release(4);
+        notes.release(3);
+        notes.roll_back(3);
+        assert_eq!(notes.take().expect("something was noted").ids, [7]);
+        assert!(notes.take().is_none());
+    }
+
+    #[test]
+    fn a_million_ids_keep_memory_bounded() {
+        let mut notes = Notes::new();
+        (0..1_000_000).for_each(|id| notes.at(1).list(id));
+        let note = notes.take().expect("something was noted");
+        assert!(note.overflow && note.ids.len() == MAX_IDS);
+    }
+}

@@ -1,0 +1,101 @@
+//! Attached consumers. A session takes a place in shared memory; when its backend ends, in whatever way, the place is
+//! marked and the worker releases what the session had claimed. (A backend that is killed takes the server through a
+//! restart, after which every claim is released.)
+
+use crate::commit::Local;
+use crate::error::{Error, raise};
+use crate::shmem::{self, Attachment, Database};
+use crate::wake;
+use pgrx::pg_sys;
+use std::sync::atomic::Ordering::*;
+
+static MINE: Local<Option<&'static Attachment>> = Local::new(None);
+
+/// Attaches this session, or renames it if it is attached already.
+pub fn attach(name: &str) {
+    if name.is_empty() || name.len() > 63 {
+        raise(Error::ConsumerName);
+    }
+    if let Some(mine) = MINE.with(|mine| *mine) {
+        write_name(mine, name);
+        return;
+    }
+    let shared = shmem::get();
+    // SAFETY: plain reads of variables of this backend.
+    let (pid, database) = unsafe { (pg_sys::MyProcPid, pg_sys::MyDatabaseId) };
+    let free = shared.attachments.iter().find(|a| a.pid.compare_exchange(0, pid, SeqCst, SeqCst).is_ok());
+    let Some(mine) = free else { raise(Error::TooManyConsumers) };
+    write_name(mine, name);
+    mine.ended.store(false, Relaxed);
+    mine.attached_at.store(wake::now(), Relaxed);
+    mine.database.store(database.to_u32(), Relaxed);
+    mine.id.store(shared.next_attachment.fetch_add(1, SeqCst) + 1, SeqCst);
+    MINE.with(|m| *m = Some(mine));
+    // SAFETY: the callback lives in this library, which is never unloaded.
+    unsafe { pg_sys::on_shmem_exit(Some(ended), pg_sys::Datum::null()) };
+}
+
+/// This session's attachment.
+pub fn mine() -> Option<i64> {
+    MINE.with(|mine| mine.map(|a| a.id.load(Relaxed)))
+}
+
+unsafe extern "C-unwind" fn ended(_code: i32, _arg: pg_sys::Datum) {
+    if let Some(mine) = MINE.with(Option::take) {
+        mine.ended.store(true, SeqCst);
+        if let Some(database) = shmem::current() {
+            database.ended_attachments.fetch_add(1, SeqCst);
+            wake::worker(database);
+        }
+    }
+}
+
+fn write_name(place: &Attachment, name: &str) {
+    let mut bytes = [0u8; 64];
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    for (word, part) in place.name.iter().zip(bytes.as_chunks::<8>().0) {
+        word.store(u64::from_ne_bytes(*part), Relaxed);
+    }
+}
+
+fn read_name(place: &Attachment) -> String {
+    let bytes: Vec<u8> = place.name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).take_while(|b| *b != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The attached sessions of this database: attachment, pid, consumer, since when.
+pub fn attached() -> Vec<(i64, i32, String, i64)> {
+    // SAFETY: a plain read of a variable of this backend.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    shmem::get()
+        .attachments
+        .iter()
+        .filter(|a| a.pid.load(SeqCst) != 0 && a.id.load(SeqCst) != 0)
+        .filter(|a| a.database.load(Relaxed) == database && !a.ended.load(SeqCst))
+        .map(|a| (a.id.load(Relaxed), a.pid.load(Relaxed), read_name(a), a.attached_at.load(Relaxed)))
+        .collect()
+}
+
+/// For the worker: the sessions of this database that ended, as their attachments.
+pub fn take_ended(database: &Database) -> Vec<i64> {
+    if database.ended_attachments.swap(0, SeqCst) == 0 {
+        return Vec::new();
+    }
+    all_ended(database).map(|a| a.id.load(Relaxed)).collect()
+}
+
+/// For the worker: the claims of the session are released, its place is free again.
+pub fn free(database: &Database, attachment: i64) {
+    if let Some(place) = all_ended(database).find(|a| a.id.load(Relaxed) == attachment) {
+        place.id.store(0, SeqCst);
+        place.pid.store(0, SeqCst);
+    }
+}
+
+fn all_ended(database: &Database) -> impl Iterator<Item = &'static Attachment> {
+    let oid = database.oid.load(Relaxed);
+    shmem::get()
+        .attachments
+        .iter()
+        .filter(move |a| a.ended.load(SeqCst) && a.pid.load(SeqCst) != 0 && a.database.load(Relaxed) == oid)
+}

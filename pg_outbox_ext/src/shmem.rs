@@ -1,0 +1,227 @@
+//! The one structure in shared memory: atomics only, no locks, all of it rebuilt from the tables after a crash.
+//!
+//! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them.
+
+use crate::counters::Counters;
+use crate::prepared::Prepared;
+use crate::ring::Ring;
+use pgrx::pg_sys;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
+
+pub const DATABASES: usize = 64;
+pub const ATTACHMENTS: usize = 512;
+pub const PREPARED: usize = 256;
+pub const REQUESTS: usize = 64;
+
+/// "Never", for moments and for ids alike.
+pub const NEVER: i64 = i64::MAX;
+
+/// The life of a database's worker. The launcher moves Idle to Starting; the worker moves on to Running, and back to Idle
+/// when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    Idle = 0,
+    Starting = 1,
+    Running = 2,
+}
+
+#[repr(C)]
+pub struct Database {
+    /// 0: this place is free.
+    pub oid: AtomicU32,
+    state: AtomicU32,
+    pub worker_pid: AtomicI32,
+    pub worker_latch: AtomicPtr<pg_sys::Latch>,
+    /// The worker sleeps, and is to be woken by whoever takes this to false.
+    pub armed: AtomicBool,
+    /// The worker is to end.
+    pub stop: AtomicBool,
+    /// The worker found no extension here.
+    pub absent: AtomicBool,
+
+    /// Every fresh or claimed event has this id or a higher one. Written by claims alone, at their commit.
+    pub mark: AtomicI64,
+    /// Lowest id committed since a claim last looked.
+    pub hint: AtomicI64,
+    /// No claimed event has a higher id.
+    pub head: AtomicI64,
+    /// The last claim left events behind others in flight.
+    pub waiting: AtomicBool,
+
+    pub next_due: AtomicI64,
+    pub lease_due: AtomicI64,
+    pub open_claims: AtomicI64,
+    pub ended_attachments: AtomicU32,
+
+    /// More events than could be listed.
+    pub overflow: AtomicBool,
+    pub wake_due: AtomicBool,
+    pub wake_released: AtomicBool,
+    /// The tables hold what shared memory does not know of.
+    pub recover: AtomicBool,
+    pub recovered: AtomicBool,
+    pub since: AtomicI64,
+
+    pub counters: Counters,
+    pub ring: Ring,
+}
+
+impl Database {
+    fn reset(&self) {
+        for flag in [&self.armed, &self.stop, &self.absent, &self.waiting, &self.overflow, &self.wake_due,
+                     &self.wake_released, &self.recover, &self.recovered] {
+            flag.store(false, Relaxed);
+        }
+        self.state.store(State::Idle as u32, Relaxed);
+        self.worker_pid.store(0, Relaxed);
+        self.worker_latch.store(std::ptr::null_mut(), Relaxed);
+        self.mark.store(0, Relaxed);
+        self.head.store(0, Relaxed);
+        for never in [&self.hint, &self.next_due, &self.lease_due] {
+            never.store(NEVER, Relaxed);
+        }
+        self.open_claims.store(0, Relaxed);
+        self.ended_attachments.store(0, Relaxed);
+        self.since.store(crate::wake::now(), Relaxed);
+        self.counters.reset();
+        self.ring.reset();
+    }
+
+    pub fn state(&self) -> State {
+        match self.state.load(SeqCst) {
+            1 => State::Starting,
+            2 => State::Running,
+            _ => State::Idle,
+        }
+    }
+
+    pub fn set_state(&self, state: State) {
+        self.state.store(state as u32, SeqCst);
+    }
+}
+
+/// An attached session. `pid` 0: free.
+#[repr(C)]
+pub struct Attachment {
+    pub pid: AtomicI32,
+    pub database: AtomicU32,
+    pub id: AtomicI64,
+    pub attached_at: AtomicI64,
+    pub ended: AtomicBool,
+    pub name: [AtomicU64; 8],
+}
+
+#[repr(C)]
+pub struct Shared {
+    /// Which start of the server this is: its moment in microseconds.
+    pub boot: AtomicI64,
+    pub next_attachment: AtomicI64,
+    pub launcher_latch: AtomicPtr<pg_sys::Latch>,
+    /// Databases whose workers must not run, one entry for each command that wants it so.
+    pub parked: [AtomicU32; REQUESTS],
+    /// Databases to look at again.
+    pub requests: [AtomicU32; REQUESTS],
+    pub databases: [Database; DATABASES],
+    pub attachments: [Attachment; ATTACHMENTS],
+    pub prepared: [Prepared; PREPARED],
+}
+
+impl Shared {
+    pub fn find(&self, oid: pg_sys::Oid) -> Option<&Database> {
+        self.databases.iter().find(|d| d.oid.load(Acquire) == oid.to_u32())
+    }
+
+    /// For the launcher alone. None: all places are taken.
+    pub fn allocate(&self, oid: pg_sys::Oid) -> Option<&Database> {
+        let free = self.databases.iter().find(|d| d.oid.load(Acquire) == 0)?;
+        free.reset();
+        free.oid.store(oid.to_u32(), Release);
+        Some(free)
+    }
+
+    /// Puts a database into a list of databases; false: the list is full.
+    pub fn list(list: &[AtomicU32], oid: pg_sys::Oid) -> bool {
+        list.iter().any(|place| place.compare_exchange(0, oid.to_u32(), SeqCst, SeqCst).is_ok())
+    }
+
+    /// Takes one entry of the database off a list.
+    pub fn unlist(list: &[AtomicU32], oid: pg_sys::Oid) {
+        let _found = list.iter().any(|place| place.compare_exchange(oid.to_u32(), 0, SeqCst, SeqCst).is_ok());
+    }
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+
+/// None: the library was not preloaded, or this is the postmaster before it made the segment.
+pub fn try_get() -> Option<&'static Shared> {
+    // SAFETY: set once by `startup` to a segment that lives as long as the process.
+    unsafe { SHARED.load(Acquire).as_ref() }
+}
+
+pub fn get() -> &'static Shared {
+    try_get().unwrap_or_else(|| crate::error::raise(crate::error::Error::NotPreloaded))
+}
+
+/// This database's place; none before the launcher made one.
+pub fn current() -> Option<&'static Database> {
+    // SAFETY: a plain read of a variable of this backend.
+    try_get()?.find(unsafe { pg_sys::MyDatabaseId })
+}
+
+static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
+#[cfg(not(feature = "pg14"))]
+static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
+
+/// In `_PG_init`: asks for the segment and for the moment to fill it.
+pub fn install_hooks() {
+    // SAFETY: the postmaster is single-threaded and runs this once, while it loads libraries.
+    unsafe {
+        PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(startup);
+        #[cfg(not(feature = "pg14"))]
+        {
+            PREVIOUS_REQUEST = pg_sys::shmem_request_hook;
+            pg_sys::shmem_request_hook = Some(request);
+        }
+        #[cfg(feature = "pg14")]
+        pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+    }
+}
+
+#[cfg(not(feature = "pg14"))]
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn request() {
+    // SAFETY: called by PostgreSQL while libraries may ask for shared memory.
+    unsafe {
+        if let Some(previous) = PREVIOUS_REQUEST {
+            previous();
+        }
+        pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn startup() {
+    // SAFETY: called by PostgreSQL when shared memory is there; the lock is the one it wants held around ShmemInitStruct.
+    // All-zero bytes are a valid `Shared`.
+    unsafe {
+        if let Some(previous) = PREVIOUS_STARTUP {
+            previous();
+        }
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
+        let mut found = false;
+        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+        let shared = pg_sys::ShmemInitStruct(c"pg_outbox".as_ptr(), size_of::<Shared>(), &mut found).cast::<Shared>();
+        if !found {
+            std::ptr::write_bytes(shared, 0, 1);
+            (*shared).boot.store(crate::wake::now(), Relaxed);
+            (*shared).next_attachment.store(crate::wake::now(), Relaxed);
+        }
+        pg_sys::LWLockRelease(lock);
+        SHARED.store(shared, Release);
+    }
+}
+
+/// The place of AddinShmemInitLock among PostgreSQL's own locks (lwlocknames.txt): 21 in each supported release.
+const ADDIN_SHMEM_INIT_LOCK: usize = 21;

@@ -1,0 +1,170 @@
+//! The row triggers of outbox_events. They run in the application's transaction, so they read a few columns, leave a note,
+//! and can't fail: no table is touched, nothing is waited for.
+
+use crate::commit::note;
+use crate::counters::{bucket, status_index};
+use crate::note::Note;
+use crate::wake;
+use pgrx::pg_sys;
+
+/// Columns by number, as `sql/10_tables.sql` creates them. Later ones only follow.
+mod column {
+    pub const ID: i32 = 1;
+    pub const CREATED_AT: i32 = 10;
+    pub const AVAILABLE_AT: i32 = 11;
+    pub const STATUS: i32 = 12;
+    pub const PROCESSED_AT: i32 = 15;
+    pub const CLAIM_TOKEN: i32 = 16;
+    pub const EXPANDED: i32 = 17;
+}
+
+/// One row of outbox_events.
+struct Row {
+    tuple: pg_sys::HeapTuple,
+    shape: pg_sys::TupleDesc,
+}
+
+impl Row {
+    fn get(&self, column: i32) -> Option<pg_sys::Datum> {
+        let mut null = false;
+        // SAFETY: the executor gave tuple and descriptor of one relation, and they live as long as the trigger runs.
+        let datum = unsafe { pg_sys::heap_getattr(self.tuple, column, self.shape, &mut null) };
+        (!null).then_some(datum)
+    }
+
+    fn int(&self, column: i32) -> Option<i64> {
+        self.get(column).map(|datum| datum.value() as i64)
+    }
+
+    /// The status's place among the counters.
+    fn status(&self) -> Option<usize> {
+        let datum = self.get(column::STATUS)?;
+        // SAFETY: the column is text; a CHECK holds it to words so short that they are stored as they are.
+        status_index(unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.status() == Some(0) && self.int(column::EXPANDED) == Some(0)
+    }
+}
+
+/// What the executor says of the change: the old and the new row where there are any.
+struct Change {
+    old: Option<Row>,
+    new: Option<Row>,
+    truncated: bool,
+}
+
+impl Change {
+    /// None: not called as a trigger.
+    fn read(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
+        // SAFETY: the executor passes a TriggerData as context of a trigger call, which its node tag confirms.
+        unsafe {
+            let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
+            if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData {
+                return None;
+            }
+            let shape = (*(*data).tg_relation).rd_att;
+            let row = |tuple: pg_sys::HeapTuple| (!tuple.is_null()).then_some(Row { tuple, shape });
+            let (first, second) = (row((*data).tg_trigtuple), row((*data).tg_newtuple));
+            Some(match (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+                pg_sys::TRIGGER_EVENT_INSERT => Change { old: None, new: first, truncated: false },
+                pg_sys::TRIGGER_EVENT_UPDATE => Change { old: first, new: second, truncated: false },
+                pg_sys::TRIGGER_EVENT_DELETE => Change { old: first, new: None, truncated: false },
+                _ => Change { old: None, new: None, truncated: true },
+            })
+        }
+    }
+}
+
+fn inserted(row: &Row, note: &mut Note) {
+    let id = row.int(column::ID).unwrap_or(0);
+    if row.status() != Some(0) || row.int(column::EXPANDED) != Some(0) {
+        // A restore, or rows copied by hand: only the tables can tell what is owed.
+        note.recover = true;
+        return;
+    }
+    note.by_status[0] += 1;
+    note.published += 1;
+    note.min_id = note.min_id.min(id);
+    match row.int(column::AVAILABLE_AT) {
+        Some(at) if at > wake::now() => note.due = note.due.min(at),
+        _ => note.list(id),
+    }
+}
+
+fn changed(old: &Row, new: &Row, note: &mut Note) {
+    let (from, to) = (old.status(), new.status());
+    if from != to {
+        count(from, -1, note);
+        count(to, 1, note);
+        match to {
+            Some(2) => {
+                note.processed += 1;
+                note.latency(bucket(latency(new)));
+            }
+            Some(3) => note.failed += 1,
+            _ => {}
+        }
+    }
+    if new.is_fresh() && !old.is_fresh() {
+        note.min_id = note.min_id.min(new.int(column::ID).unwrap_or(0));
+        note.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
+    }
+}
+
+/// Microseconds from when the event could be delivered to when it was.
+fn latency(row: &Row) -> i64 {
+    let from = row.int(column::CREATED_AT).max(row.int(column::AVAILABLE_AT));
+    match (row.int(column::PROCESSED_AT), from) {
+        (Some(processed), Some(from)) => processed - from,
+        _ => 0,
+    }
+}
+
+fn count(status: Option<usize>, by: i64, note: &mut Note) {
+    if let Some(i) = status {
+        note.by_status[i] += by;
+    }
+}
+
+static V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+
+/// Tells PostgreSQL how [`notify_outbox_event`] is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_notify_outbox_event() -> &'static pg_sys::Pg_finfo_record {
+    &V1
+}
+
+/// AFTER INSERT FOR EACH ROW.
+///
+/// # Safety
+/// Called by PostgreSQL's executor.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn notify_outbox_event(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    if let Some(Change { new: Some(row), .. }) = Change::read(fcinfo) {
+        note(|n| inserted(&row, n));
+    }
+    pg_sys::Datum::null()
+}
+
+/// Tells PostgreSQL how [`track_outbox_change`] is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_track_outbox_change() -> &'static pg_sys::Pg_finfo_record {
+    &V1
+}
+
+/// AFTER UPDATE OR DELETE FOR EACH ROW, and AFTER TRUNCATE.
+///
+/// # Safety
+/// Called by PostgreSQL's executor.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn track_outbox_change(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    match Change::read(fcinfo) {
+        Some(Change { truncated: true, .. }) => note(|n| n.recover = true),
+        Some(Change { old: Some(old), new: Some(new), .. }) => note(|n| changed(&old, &new, n)),
+        Some(Change { old: Some(old), new: None, .. }) => note(|n| count(old.status(), -1, n)),
+        _ => {}
+    }
+    pg_sys::Datum::null()
+}

@@ -1,0 +1,300 @@
+//! The worker of a database: the one process that notifies.
+//!
+//! It sleeps until its latch is set or the next thing is due. An ERROR in anything it calls ends it; the launcher starts
+//! it again, and what it had not announced is announced by its recovery.
+//!
+//! ```text
+//!   start ──> extension here? ──no──> end (absent)
+//!               │ yes
+//!            recover, announce "startup"
+//!               │
+//!     ┌──> ended sessions, due things, new events ──> notify ──┐
+//!     └───────────────── armed, asleep <───────────────────────┘
+//! ```
+
+use crate::pack::{self, Described};
+use crate::shmem::{self, Database, NEVER, State};
+use crate::{guc, session, wake};
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use std::ffi::CString;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering::*;
+
+/// Under load at most one transaction of notifications in this time (microseconds). The first after a pause goes at once.
+const GATHER: i64 = 2000;
+
+/// Ids described in one transaction.
+const BATCH: usize = 2048;
+
+/// PostgreSQL's epoch in microseconds of Unix's.
+const EPOCH: i64 = 946_684_800_000_000;
+
+unsafe extern "C-unwind" {
+    /// Queues a notification for the commit of this transaction (commands/async.h).
+    fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
+}
+
+/// Entry point. The argument is the database's oid.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
+    let oid = pg_sys::Oid::from(argument.value() as u32);
+    let Some(database) = shmem::get().find(oid) else { return };
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    take_place(database);
+    if database.stop.load(SeqCst) {
+        return;
+    }
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(oid), None);
+    if !extension_is_here() {
+        database.absent.store(true, SeqCst);
+        return;
+    }
+    Worker { database, last_notified: 0, unreported: false }.run();
+}
+
+/// From here on others can wake this worker, and see that it ended.
+fn take_place(database: &'static Database) {
+    // SAFETY: a plain read; the callback lives in this library, which is never unloaded.
+    unsafe {
+        database.worker_pid.store(pg_sys::MyProcPid, SeqCst);
+        pg_sys::on_shmem_exit(Some(leave_place), pg_sys::Datum::from(std::ptr::from_ref(database) as usize));
+    }
+    database.worker_latch.store(wake::own(), SeqCst);
+}
+
+unsafe extern "C-unwind" fn leave_place(_code: i32, database: pg_sys::Datum) {
+    // SAFETY: the address of a place in shared memory, given by `take_place`.
+    let database = unsafe { &*(database.value() as *const Database) };
+    database.armed.store(false, SeqCst);
+    database.worker_latch.store(std::ptr::null_mut(), SeqCst);
+    database.worker_pid.store(0, SeqCst);
+    database.set_state(State::Idle);
+    if let Some(shared) = shmem::try_get() {
+        wake::launcher(shared);
+    }
+}
+
+/// Work in a transaction of its own that is visible in pg_stat_activity.
+fn transaction<R>(what: &std::ffi::CStr, body: impl FnOnce() -> R) -> R {
+    // SAFETY: plain calls of PostgreSQL's statistics functions.
+    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, what.as_ptr()) };
+    // An ERROR ends the worker: nobody sees state that it left half changed.
+    let result = BackgroundWorker::transaction(AssertUnwindSafe(body));
+    // SAFETY: as above.
+    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
+    result
+}
+
+fn extension_is_here() -> bool {
+    // SAFETY: a catalog look-up inside a transaction.
+    transaction(c"looking for the extension", || unsafe {
+        pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true) != pg_sys::InvalidOid
+    })
+}
+
+/// Runs a statement that returns a moment in microseconds of Unix's epoch, or null.
+fn call(statement: &str, arguments: &[DatumWithOid<'_>]) -> i64 {
+    match Spi::get_one_with_args::<i64>(statement, arguments) {
+        Ok(Some(micros)) => micros - EPOCH,
+        Ok(None) => NEVER,
+        Err(e) => error!("{statement}: {e}"),
+    }
+}
+
+struct Worker {
+    database: &'static Database,
+    last_notified: i64,
+    /// Statistics that wait for a quiet moment.
+    unreported: bool,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let database = self.database;
+        // Nothing this worker writes must outlive a crash: recovery does it again.
+        transaction(c"starting", || {
+            if let Err(e) = Spi::run("SELECT pg_catalog.set_config('synchronous_commit', 'off', false)") {
+                error!("set synchronous_commit: {e}");
+            }
+        });
+        database.set_state(State::Running);
+        self.recover();
+        self.notify(vec![pack::wake_up("startup")]);
+        while !database.stop.load(SeqCst) && !BackgroundWorker::sigterm_received() {
+            reload_configuration();
+            if !self.work() {
+                self.rest();
+            }
+        }
+    }
+
+    /// Everything there is to do now; false: nothing.
+    fn work(&mut self) -> bool {
+        let mut did = false;
+        if self.database.recover.swap(false, SeqCst) {
+            self.database.recovered.store(false, SeqCst);
+            self.recover();
+            self.database.overflow.store(true, SeqCst);
+            did = true;
+        }
+        did |= self.release_ended();
+        did |= self.do_what_is_due();
+        did | self.announce()
+    }
+
+    fn recover(&mut self) {
+        let count = !self.database.recovered.load(SeqCst);
+        self.database.next_due.store(NEVER, SeqCst);
+        let next = transaction(c"recovering", || {
+            call("SELECT (extract(epoch FROM outbox._recover($1)) * 1000000)::bigint", &[count.into()])
+        });
+        self.database.next_due.fetch_min(next, SeqCst);
+        self.unreported = true;
+    }
+
+    fn release_ended(&mut self) -> bool {
+        let ended = session::take_ended(self.database);
+        for attachment in &ended {
+            transaction(c"releasing the claims of a session that ended", || {
+                if let Err(e) = Spi::get_one_with_args::<i64>("SELECT outbox._release_attachment($1)", &[(*attachment).into()]) {
+                    error!("release of attachment {attachment}: {e}");
+                }
+            });
+            session::free(self.database, *attachment);
+            self.unreported = true;
+        }
+        !ended.is_empty()
+    }
+
+    fn do_what_is_due(&mut self) -> bool {
+        let (now, database) = (wake::now(), self.database);
+        let lease_over = database.lease_due.load(SeqCst) <= now;
+        if lease_over && database.open_claims.load(SeqCst) <= 0 {
+            database.lease_due.store(NEVER, SeqCst);
+        } else if lease_over || database.next_due.load(SeqCst) <= now {
+            database.next_due.store(NEVER, SeqCst);
+            database.lease_due.store(NEVER, SeqCst);
+            let next = transaction(c"doing what is due", || {
+                call("SELECT (extract(epoch FROM outbox._due()) * 1000000)::bigint", &[])
+            });
+            database.next_due.fetch_min(next, SeqCst);
+            self.unreported = true;
+            return true;
+        }
+        false
+    }
+
+    /// New events and wake-ups; false: there were none.
+    fn announce(&mut self) -> bool {
+        let database = self.database;
+        let due = database.wake_due.load(SeqCst);
+        let released = database.wake_released.load(SeqCst);
+        if database.ring.len() == 0 && !due && !released && !database.overflow.load(SeqCst) {
+            return false;
+        }
+        let wait = self.last_notified + GATHER - wake::now();
+        if wait > 0 {
+            wake::sleep(Some((wait + 999) / 1000));
+        }
+        let mut payloads = Vec::new();
+        for (flag, reason) in
+            [(&database.overflow, "overflow"), (&database.wake_due, "due"), (&database.wake_released, "released")]
+        {
+            if flag.swap(false, SeqCst) {
+                payloads.push(pack::wake_up(reason));
+            }
+        }
+        let ids: Vec<i64> = std::iter::from_fn(|| database.ring.pop()).take(BATCH).collect();
+        self.notify_of(payloads, ids);
+        true
+    }
+
+    fn notify_of(&mut self, mut payloads: Vec<Vec<u8>>, ids: Vec<i64>) {
+        let mode = guc::NOTIFY_PAYLOAD.get();
+        let count = transaction(c"notifying", || {
+            if !ids.is_empty() {
+                payloads.extend(pack::pack(&describe(ids, mode.name())));
+            }
+            send(&payloads)
+        });
+        self.notified(count);
+    }
+
+    fn notify(&mut self, payloads: Vec<Vec<u8>>) {
+        self.notify_of(payloads, Vec::new());
+    }
+
+    fn notified(&mut self, count: usize) {
+        self.database.counters.notifications.fetch_add(count as i64, Relaxed);
+        self.last_notified = wake::now();
+        self.unreported = true;
+    }
+
+    /// Sleeps until woken or until the next thing is due.
+    fn rest(&mut self) {
+        let database = self.database;
+        if std::mem::take(&mut self.unreported) {
+            // SAFETY: outside a transaction, as it wants.
+            let _again_in = unsafe { pg_sys::pgstat_report_stat(true) };
+        }
+        database.armed.store(true, SeqCst);
+        let news = database.ring.len() > 0
+            || database.ended_attachments.load(SeqCst) > 0
+            || [&database.overflow, &database.wake_due, &database.wake_released, &database.recover, &database.stop]
+                .iter()
+                .any(|flag| flag.load(SeqCst));
+        if !news {
+            wake::sleep(self.until_due());
+        }
+        database.armed.store(false, SeqCst);
+    }
+
+    fn until_due(&self) -> Option<i64> {
+        let database = self.database;
+        let lease = if database.open_claims.load(SeqCst) > 0 { database.lease_due.load(SeqCst) } else { NEVER };
+        let due = database.next_due.load(SeqCst).min(lease);
+        // A day at most: WaitLatch counts milliseconds in 32 bits.
+        (due != NEVER).then(|| ((due - wake::now()).max(0) / 1000 + 1).min(86_400_000))
+    }
+}
+
+fn reload_configuration() {
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: in the main loop of a background worker, outside a transaction.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
+fn describe(ids: Vec<i64>, mode: &str) -> Vec<Described> {
+    let rows = Spi::connect(|client| {
+        let table = client.select(
+            "SELECT body, cut, short FROM outbox._describe($1, $2)",
+            None,
+            &[ids.into(), mode.into()],
+        )?;
+        table
+            .map(|row| {
+                Ok::<_, spi::Error>(Described {
+                    body: row.get::<Vec<u8>>(1)?.unwrap_or_default(),
+                    cut: row.get::<Vec<u8>>(2)?,
+                    short: row.get::<Vec<u8>>(3)?.unwrap_or_default(),
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()
+    });
+    rows.unwrap_or_else(|e| error!("describing events: {e}"))
+}
+
+fn send(payloads: &[Vec<u8>]) -> usize {
+    for payload in payloads {
+        match CString::new(payload.as_slice()) {
+            // SAFETY: two strings that end in NUL; the function copies them.
+            Ok(text) => unsafe { Async_Notify(c"outbox_events".as_ptr(), text.as_ptr()) },
+            Err(e) => error!("a payload with a zero byte: {e}"),
+        }
+    }
+    payloads.len()
+}
