@@ -147,10 +147,8 @@ fn apply_claims(note: &Note, database: &Database) {
 
 /// Whether the worker has something to do now, or earlier than it thought.
 fn announce(note: &Note, database: &Database) -> bool {
-    let mut overflow = note.overflow;
-    for id in &note.ids {
-        overflow |= !database.ring.push(*id);
-    }
+    // Where not all can be named, none is: consumers look at the tables anyway.
+    let overflow = note.overflow || !note.ids.iter().all(|id| database.ring.push(*id));
     for (flag, raised) in [
         (&database.overflow, overflow),
         (&database.wake_due, note.wake_due),

@@ -68,10 +68,9 @@ impl Note {
     }
 
     pub fn list(&mut self, id: i64) {
-        if self.ids.len() < MAX_IDS {
+        self.overflow |= self.ids.len() >= MAX_IDS;
+        if !self.overflow {
             self.ids.push(id);
-        } else {
-            self.overflow = true;
         }
     }
 
