@@ -22,6 +22,9 @@ static PARKED: Local<[u32; 2]> = Local::new([0; 2]);
 /// Name of the transaction that is being prepared.
 static PREPARING: Local<Option<Vec<u8>>> = Local::new(None);
 
+/// COMMIT PREPARED or ROLLBACK PREPARED that is running. Neither runs inside another command.
+static SECOND_PHASE: Local<Option<Concern>> = Local::new(None);
+
 /// In `_PG_init`.
 pub fn install() {
     // SAFETY: the postmaster is single-threaded and runs this once, while it loads libraries.
@@ -41,8 +44,24 @@ enum Concern {
     RollbackPrepared(Vec<u8>),
 }
 
+unsafe extern "C-unwind" {
+    /// PostgreSQL's own function (tcop/utility.h), without pgrx's wrapper.
+    #[link_name = "standard_ProcessUtility"]
+    fn postgresql_process_utility(
+        statement: *mut pg_sys::PlannedStmt,
+        query: *const std::ffi::c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        receiver: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// Every command of the server passes here, and so does its ERROR: as PostgreSQL raised it, by a jump over this frame,
+/// which therefore owns nothing. What needs a guard of its own is in [`before`] and [`after`].
 #[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
-#[pgrx::pg_guard]
 unsafe extern "C-unwind" fn utility(
     statement: *mut pg_sys::PlannedStmt,
     query: *const std::ffi::c_char,
@@ -53,25 +72,37 @@ unsafe extern "C-unwind" fn utility(
     receiver: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: the statement is the parse tree that PostgreSQL is about to run.
-    let concern = unsafe { concern((*statement).utilityStmt) };
-    match &concern {
-        Some(Concern::Park(name)) => park(name),
-        Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name.clone())),
-        _ => {}
-    }
-    // SAFETY: the arguments go on as they came, to the hook that was there before or to PostgreSQL itself.
+    // SAFETY: the arguments go on as they came, to the hook that was there before or to PostgreSQL itself; no local of
+    // this function has a destructor that a jump could skip.
     unsafe {
-        pg_sys::ffi::pg_guard_ffi_boundary(|| match PREVIOUS_UTILITY {
-            Some(previous) => previous(statement, query, read_only_tree, context, params, environment, receiver, completion),
-            None => pg_sys::standard_ProcessUtility(
+        before(statement);
+        match PREVIOUS_UTILITY {
+            Some(previous) => {
+                previous(statement, query, read_only_tree, context, params, environment, receiver, completion);
+            }
+            None => postgresql_process_utility(
                 statement, query, read_only_tree, context, params, environment, receiver, completion,
             ),
-        });
+        }
+        after();
     }
-    match &concern {
-        Some(Concern::CommitPrepared(name)) => prepared::commit(name),
-        Some(Concern::RollbackPrepared(name)) => prepared::forget(name),
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt) {
+    // SAFETY: the statement is the parse tree that PostgreSQL is about to run.
+    match unsafe { concern((*statement).utilityStmt) } {
+        Some(Concern::Park(name)) => park(&name),
+        Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name)),
+        second_phase => SECOND_PHASE.with(|s| *s = second_phase),
+    }
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn after() {
+    match SECOND_PHASE.with(Option::take) {
+        Some(Concern::CommitPrepared(name)) => prepared::commit(&name),
+        Some(Concern::RollbackPrepared(name)) => prepared::forget(&name),
         _ => {}
     }
 }
@@ -194,7 +225,6 @@ pub fn with_prepared_name(f: impl FnOnce(&[u8])) {
     }
 }
 
-#[pgrx::pg_guard]
 unsafe extern "C-unwind" fn object_access(
     access: pg_sys::ObjectAccessType::Type,
     class: pg_sys::Oid,
@@ -202,16 +232,21 @@ unsafe extern "C-unwind" fn object_access(
     sub: std::ffi::c_int,
     argument: *mut std::ffi::c_void,
 ) {
-    // SAFETY: the hook that was there before gets the arguments as they came; then a catalog look-up in a transaction.
+    // SAFETY: the hook that was there before gets the arguments as they came; nothing here has a destructor.
     unsafe {
         if let Some(previous) = PREVIOUS_ACCESS {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub, argument));
+            previous(access, class, object, sub, argument);
         }
-        if access == pg_sys::ObjectAccessType::OAT_DROP
-            && class == pg_sys::ExtensionRelationId
-            && object == pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true)
-        {
-            note(|n| n.dropped = true);
-        }
+    }
+    if access == pg_sys::ObjectAccessType::OAT_DROP && class == pg_sys::ExtensionRelationId {
+        extension_dropped(object);
+    }
+}
+
+#[pgrx::pg_guard]
+extern "C-unwind" fn extension_dropped(object: pg_sys::Oid) {
+    // SAFETY: a catalog look-up in a transaction.
+    if object == unsafe { pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true) } {
+        note(|n| n.dropped = true);
     }
 }
