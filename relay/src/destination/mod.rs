@@ -3,9 +3,17 @@
 //! A destination holds no state that it could not lose: whatever it was given and did not report back is
 //! handed out again when the claim ends.
 
+mod rabbitmq;
+mod webhook;
+
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
+
+use self::rabbitmq::{Broker, RabbitMq};
+use self::webhook::{Networks, Webhook};
+use crate::config::Config;
 
 /// One event as a claim hands it out, shared by all of its destinations.
 #[derive(Debug)]
@@ -31,11 +39,17 @@ pub enum Outcome {
     /// The destination has confirmed it.
     Delivered,
     /// This event did not get through; uses up one attempt.
-    Failed { error: String, retry_in: Option<Duration> },
+    Failed {
+        error: String,
+        retry_in: Option<Duration>,
+    },
     /// This event can never get through: a dead letter.
     Rejected { error: String },
     /// The destination as a whole is down: opens its circuit, uses up no attempt.
-    Unavailable { error: String, retry_in: Option<Duration> },
+    Unavailable {
+        error: String,
+        retry_in: Option<Duration>,
+    },
     /// The receiver wants nothing more: a dead letter, and the destination is disabled.
     Gone { error: String },
 }
@@ -57,6 +71,109 @@ pub struct Spec {
 
 impl std::fmt::Debug for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Spec").field("name", &self.name).field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Spec")
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A destination, the broker or a network that can't work as it is configured. Shows no password and no secret.
+#[derive(Debug)]
+pub struct ConfigError(pub String);
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What all destinations share: the connection to the broker, and which addresses a webhook may reach.
+pub struct Environment {
+    broker: Option<Arc<Broker>>,
+    networks: Arc<Networks>,
+}
+
+impl Environment {
+    /// Connects to nothing yet.
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let broker = config
+            .amqp
+            .as_ref()
+            .map(Broker::new)
+            .transpose()?
+            .map(Arc::new);
+        let networks = Arc::new(Networks::new(&config.webhook_allow_networks)?);
+        Ok(Environment { broker, networks })
+    }
+
+    /// Whether this relay serves destinations of that kind.
+    pub fn serves(&self, kind: &str) -> bool {
+        kind == "webhook" || (kind == "rabbitmq" && self.broker.is_some())
+    }
+
+    /// Takes up the server's setting `outbox.webhook_allow_networks`, in addition to the relay's own.
+    pub fn allow_networks_of_database(&self, list: &str) {
+        if let Err(error) = self.networks.set_of_database(list) {
+            tracing::error!(%error, "outbox.webhook_allow_networks");
+        }
+    }
+
+    /// Tries the connection to the broker.
+    pub async fn check_broker(&self) -> Result<(), String> {
+        match &self.broker {
+            Some(broker) => broker.check().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Somewhere events go.
+pub enum Destination {
+    RabbitMq(RabbitMq),
+    Webhook(Webhook),
+}
+
+impl Destination {
+    /// Connects to nothing yet.
+    pub fn build(spec: &Spec, environment: &Environment) -> Result<Self, ConfigError> {
+        match (spec.kind.as_str(), &environment.broker) {
+            ("rabbitmq", Some(broker)) => {
+                RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq)
+            }
+            ("rabbitmq", None) => Err(ConfigError("AMQP_URL is not set".into())),
+            ("webhook", _) => {
+                Webhook::build(spec, environment.networks.clone()).map(Destination::Webhook)
+            }
+            (kind, _) => Err(ConfigError(format!(
+                "this relay does not know destinations of kind {kind}"
+            ))),
+        }
+    }
+
+    /// One attempt. Ends by itself within the destination's timeout, whatever the other side does.
+    pub async fn deliver(&self, event: &Event) -> Outcome {
+        match self {
+            Destination::RabbitMq(destination) => destination.deliver(event).await,
+            Destination::Webhook(destination) => destination.deliver(event).await,
+        }
+    }
+
+    /// How many attempts may be under way at once.
+    pub fn concurrency(&self) -> usize {
+        match self {
+            Destination::RabbitMq(destination) => destination.concurrency(),
+            Destination::Webhook(destination) => destination.concurrency(),
+        }
+    }
+
+    /// Tries to reach it without delivering anything.
+    pub async fn check(&self) -> Result<(), String> {
+        match self {
+            Destination::RabbitMq(destination) => destination.check().await,
+            Destination::Webhook(destination) => destination.check().await,
+        }
     }
 }

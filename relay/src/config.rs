@@ -1,0 +1,325 @@
+//! The configuration, from flags, environment and file, checked as a whole. An error is one line and shows no password.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cli::{LogFormat, Options};
+use crate::error::{Error, Result};
+use crate::postgres::ConnInfo;
+
+pub struct Config {
+    pub database: ConnInfo,
+    pub amqp: Option<Amqp>,
+    pub webhook_allow_networks: Vec<String>,
+    pub http_listen: SocketAddr,
+    pub consumer: String,
+    pub tuning: Tuning,
+    pub grace_period: Duration,
+    pub log_format: LogFormat,
+    pub log_level: String,
+}
+
+/// Where RabbitMQ is, and the files of `amqps`.
+#[derive(Clone)]
+pub struct Amqp {
+    pub url: String,
+    pub ca_cert: Option<PathBuf>,
+    pub client_cert: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    pub max_in_flight: usize,
+    pub max_bytes_in_flight: usize,
+    pub claim_batch: usize,
+    pub lease: Duration,
+}
+
+/// The file's keys: the names of the flags, with underscores.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    database_url: Option<String>,
+    amqp_url: Option<String>,
+    amqp_ca_cert: Option<PathBuf>,
+    amqp_client_cert: Option<PathBuf>,
+    amqp_client_key: Option<PathBuf>,
+    http_listen: Option<SocketAddr>,
+    consumer: Option<String>,
+    max_in_flight: Option<usize>,
+    max_bytes_in_flight: Option<usize>,
+    claim_batch: Option<usize>,
+    lease: Option<u64>,
+    grace_period: Option<u64>,
+    webhook_allow_networks: Option<Vec<String>>,
+    log_format: Option<LogFormat>,
+    log_level: Option<String>,
+}
+
+impl Config {
+    /// Puts the sources together and checks them.
+    pub fn load(options: &Options) -> Result<Self> {
+        let file = options
+            .config
+            .as_deref()
+            .map(read_file)
+            .transpose()?
+            .unwrap_or_default();
+        Self::combine(options, file)
+    }
+
+    fn combine(options: &Options, file: File) -> Result<Self> {
+        let o = options;
+        let database_url = text(&o.database_url).or(text(&file.database_url));
+        let database_url = database_url.ok_or_else(|| wrong("DATABASE_URL is not set"))?;
+        let tuning = Tuning {
+            max_in_flight: o.max_in_flight.or(file.max_in_flight).unwrap_or(2000),
+            max_bytes_in_flight: o
+                .max_bytes_in_flight
+                .or(file.max_bytes_in_flight)
+                .unwrap_or(16 << 20),
+            claim_batch: o.claim_batch.or(file.claim_batch).unwrap_or(500),
+            lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
+        };
+        check_tuning(&tuning)?;
+        let amqp_url = text(&o.amqp_url).or(text(&file.amqp_url));
+        let amqp = amqp_url.map(|url| Amqp {
+            url,
+            ca_cert: o.amqp_ca_cert.clone().or(file.amqp_ca_cert),
+            client_cert: o.amqp_client_cert.clone().or(file.amqp_client_cert),
+            client_key: o.amqp_client_key.clone().or(file.amqp_client_key),
+        });
+        amqp.as_ref().map_or(Ok(()), check_amqp)?;
+        let default_listen = SocketAddr::from(([127, 0, 0, 1], 9464));
+        Ok(Config {
+            database: ConnInfo::parse(&database_url)?,
+            amqp,
+            webhook_allow_networks: o
+                .webhook_allow_networks
+                .clone()
+                .or(file.webhook_allow_networks)
+                .unwrap_or_default(),
+            http_listen: o.http_listen.or(file.http_listen).unwrap_or(default_listen),
+            consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
+            tuning,
+            grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
+            log_format: o.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+            log_level: text(&o.log_level)
+                .or(text(&file.log_level))
+                .unwrap_or_else(|| "info".into()),
+        })
+    }
+}
+
+/// An empty variable is one that is not set.
+fn text(value: &Option<String>) -> Option<String> {
+    value.clone().filter(|value| !value.trim().is_empty())
+}
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::Configuration(message.into())
+}
+
+fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong(format!("can't read {}: {error}", path.display())))?;
+    parse_file(&text).map_err(|error| {
+        let line = error
+            .span()
+            .map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = line
+            .map(|line| format!(", line {line}"))
+            .unwrap_or_default();
+        // The message names keys and types, and the line that it would quote may hold a password.
+        wrong(format!(
+            "{}{line}: {}",
+            path.display(),
+            first_line(error.message())
+        ))
+    })
+}
+
+fn parse_file(text: &str) -> std::result::Result<File, toml::de::Error> {
+    toml::from_str(text)
+}
+
+fn check_tuning(tuning: &Tuning) -> Result<()> {
+    if tuning.claim_batch == 0 || tuning.claim_batch > 10_000 {
+        return Err(wrong("claim_batch must be from 1 to 10000"));
+    }
+    if tuning.max_in_flight == 0 || tuning.max_in_flight > 100_000 {
+        return Err(wrong("max_in_flight must be from 1 to 100000"));
+    }
+    if tuning.max_bytes_in_flight == 0 {
+        return Err(wrong("max_bytes_in_flight must be at least 1"));
+    }
+    if tuning.lease < Duration::from_secs(5) || tuning.lease > Duration::from_secs(86_400) {
+        return Err(wrong("lease must be from 5 to 86400 seconds"));
+    }
+    Ok(())
+}
+
+fn check_amqp(amqp: &Amqp) -> Result<()> {
+    if !amqp.url.starts_with("amqp://") && !amqp.url.starts_with("amqps://") {
+        return Err(wrong("AMQP_URL must begin with amqp:// or amqps://"));
+    }
+    if amqp.client_cert.is_some() != amqp.client_key.is_some() {
+        return Err(wrong("amqp_client_cert and amqp_client_key go together"));
+    }
+    Ok(())
+}
+
+/// The name given, or `host:pid`; PostgreSQL keeps 63 bytes of it.
+fn consumer(given: Option<String>) -> Result<String> {
+    match given {
+        Some(name) if name.len() > 63 => Err(wrong("consumer must have at most 63 bytes")),
+        Some(name) => Ok(name),
+        None => {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .or_else(|_| std::env::var("HOSTNAME"))
+                .unwrap_or_else(|_| "relay".into());
+            let host: String = host
+                .trim()
+                .chars()
+                .filter(char::is_ascii)
+                .take(48)
+                .collect();
+            Ok(format!("{host}:{}", std::process::id()))
+        }
+    }
+}
+
+/// The first line of a message, without the credentials of any URL or connection string in it.
+pub fn first_line(message: &str) -> String {
+    let line = message
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or_default();
+    let mut out = String::new();
+    for (i, word) in line.split(' ').enumerate() {
+        if i > 0 {
+            out.push(' ');
+        }
+        out.push_str(&redact(word));
+    }
+    out
+}
+
+fn redact(word: &str) -> String {
+    if let Some((scheme, rest)) = word.split_once("://")
+        && let Some((_, host)) = rest.rsplit_once('@')
+    {
+        return format!("{scheme}://…@{host}");
+    }
+    match word.split_once("password=") {
+        Some((before, _)) => format!("{before}password=…"),
+        None => word.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            database_url: Some("postgres://u:pw@h/db".into()),
+            ..Options::default()
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_reference() {
+        let config = Config::combine(&options(), File::default()).ok().unwrap();
+        assert_eq!(config.http_listen.to_string(), "127.0.0.1:9464");
+        assert_eq!(config.grace_period, Duration::from_secs(25));
+        assert!(config.amqp.is_none());
+        assert!(
+            config
+                .consumer
+                .ends_with(&format!(":{}", std::process::id()))
+        );
+    }
+
+    #[test]
+    fn flag_and_environment_win_over_the_file() {
+        let file = parse_file("claim_batch = 7\nlease = 30\nhttp_listen = '0.0.0.0:1'").unwrap();
+        let options = Options {
+            claim_batch: Some(9),
+            ..options()
+        };
+        let config = Config::combine(&options, file).ok().unwrap();
+        assert_eq!(config.tuning.claim_batch, 9);
+        assert_eq!(config.tuning.lease, Duration::from_secs(30));
+        assert_eq!(config.http_listen.to_string(), "0.0.0.0:1");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(parse_file("databse_url = 'x'").is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line_without_a_password() {
+        let dir = std::env::temp_dir().join(format!("outbox-relay-config-{}", std::process::id()));
+        let write = |text: &str| {
+            std::fs::write(&dir, text).unwrap();
+            read_file(&dir).err().expect(text).to_string()
+        };
+        for error in [
+            write("database_url = 'postgres://u:hunter2@h/db\nlease = 1"),
+            write("database_url = 'postgres://u:hunter2@h/db'\nlease = 'x'"),
+            write("database_urll = 'postgres://u:hunter2@h/db'"),
+        ] {
+            assert!(
+                !error.contains("hunter2") && !error.contains('\n'),
+                "{error}"
+            );
+        }
+        std::fs::remove_file(&dir).unwrap();
+        let shown = first_line(
+            "error: unexpected 'postgres://u:hunter2@h/db' and password=hunter2\n\nUsage",
+        );
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        for options in [
+            Options {
+                claim_batch: Some(0),
+                ..options()
+            },
+            Options {
+                max_in_flight: Some(0),
+                ..options()
+            },
+            Options {
+                lease: Some(0),
+                ..options()
+            },
+            Options {
+                amqp_url: Some("http://x".into()),
+                ..options()
+            },
+            Options {
+                consumer: Some("x".repeat(64)),
+                ..options()
+            },
+            Options {
+                database_url: Some(" ".into()),
+                ..options()
+            },
+        ] {
+            assert!(matches!(
+                Config::combine(&options, File::default()),
+                Err(Error::Configuration(_))
+            ));
+        }
+    }
+}

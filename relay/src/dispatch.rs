@@ -1,0 +1,329 @@
+//! The relay at work during one session with PostgreSQL: claim, hand to the lanes, settle what ends, renew what takes
+//! long. One task owns all of it, so there is no lock. Nothing here runs on a tick: each timer is set to the moment
+//! at which something that is held is due, and with nothing held there is none.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_postgres::Notification;
+
+use crate::config::Tuning;
+use crate::destination::{Environment, Spec};
+use crate::error::Result;
+use crate::lane::Done;
+use crate::lanes::{Lanes, Limits};
+use crate::ledger::{Ended, Ledger, Settlement};
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+use crate::store::{Claimed, Store};
+use crate::trace;
+use crate::window::Plan;
+
+/// What a session's queries bring back.
+enum Answer {
+    Claimed {
+        asked: usize,
+        names: Vec<String>,
+        events: Vec<Claimed>,
+    },
+    Settled(Settlement),
+    Destinations(Vec<Spec>),
+    Renewed,
+}
+
+pub struct Dispatcher {
+    store: Arc<Store>,
+    environment: Arc<Environment>,
+    tuning: Tuning,
+    metrics: Metrics,
+    lanes: Lanes,
+    ledger: Ledger,
+    done: UnboundedReceiver<Done>,
+    queries: FuturesUnordered<BoxFuture<'static, Result<Answer>>>,
+    /// There may be more to claim.
+    more: bool,
+    claiming: bool,
+    settling: bool,
+    reloading: bool,
+    stale_destinations: bool,
+    turn: bool,
+    /// Bytes of an event, on a moving average.
+    average: usize,
+    /// When to look again although nothing happened.
+    look_again: Option<Instant>,
+    stopping: bool,
+}
+
+impl Dispatcher {
+    /// Ready to catch up: the first thing it does is to read the destinations, then to claim.
+    pub fn new(
+        store: Arc<Store>,
+        environment: Arc<Environment>,
+        tuning: Tuning,
+        metrics: Metrics,
+    ) -> Self {
+        let (ended, done) = unbounded_channel();
+        let limits = Limits {
+            max_in_flight: tuning.max_in_flight,
+            max_bytes: tuning.max_bytes_in_flight,
+        };
+        let lanes = Lanes::new(limits, environment.clone(), metrics.clone(), ended);
+        Dispatcher {
+            store,
+            environment,
+            tuning,
+            metrics,
+            lanes,
+            ledger: Ledger::default(),
+            done,
+            queries: FuturesUnordered::new(),
+            more: true,
+            claiming: false,
+            settling: false,
+            reloading: false,
+            stale_destinations: true,
+            turn: false,
+            average: 1024,
+            look_again: None,
+            stopping: false,
+        }
+    }
+
+    /// Works until the session is lost (an error) or, after a shutdown, everything held is settled or given back.
+    pub async fn run(
+        &mut self,
+        notified: &mut UnboundedReceiver<Notification>,
+        shutdown: &Shutdown,
+    ) -> Result<()> {
+        let mut ended = Vec::with_capacity(512);
+        loop {
+            self.advance();
+            if self.stopping && self.ledger.is_empty() && self.queries.is_empty() {
+                return Ok(());
+            }
+            let timer = self.next_timer();
+            tokio::select! {
+                biased;
+                _ = self.done.recv_many(&mut ended, 512) => {
+                    ended.drain(..).for_each(|done| self.delivery_ended(done));
+                }
+                Some(answer) = self.queries.next(), if !self.queries.is_empty() => self.answered(answer?),
+                Some(notification) = notified.recv() => self.notified(&notification),
+                () = shutdown.requested(), if !self.stopping => self.stop(),
+                () = sleep_until(timer), if timer.is_some() => {}
+            }
+        }
+    }
+
+    /// Starts whatever can be started now.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        self.look_again = self.ledger.report_partial(now);
+        self.settle();
+        if self.stale_destinations && !self.reloading && !self.stopping {
+            self.reload();
+        }
+        if self.more && !self.claiming && !self.stopping {
+            self.claim(now);
+        }
+        self.renew(now);
+        self.metrics
+            .held
+            .set(i64::try_from(self.ledger.len()).unwrap_or(i64::MAX));
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        [self.look_again, self.ledger.next_renewal()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn query(&mut self, query: impl Future<Output = Result<Answer>> + Send + 'static) {
+        self.queries.push(Box::pin(query));
+    }
+
+    fn claim(&mut self, now: Instant) {
+        match self
+            .lanes
+            .plan(self.tuning.claim_batch, self.average, self.turn, now)
+        {
+            Plan::Wait { until } => {
+                self.look_again = [self.look_again, until].into_iter().flatten().min();
+            }
+            Plan::Claim {
+                count: asked,
+                include,
+            } => {
+                let names = self.lanes.names(&include);
+                let (store, lease) = (self.store.clone(), self.tuning.lease);
+                let bytes = self.tuning.max_bytes_in_flight;
+                (self.more, self.claiming, self.turn) = (false, true, !self.turn);
+                self.metrics.claims.inc();
+                self.query(async move {
+                    let events = store.claim(asked, &names, lease, bytes).await?;
+                    Ok(Answer::Claimed {
+                        asked,
+                        names,
+                        events,
+                    })
+                });
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.settling {
+            return;
+        }
+        let Some(settlement) = self.ledger.settlement() else {
+            return;
+        };
+        self.settling = true;
+        self.metrics.settlements.inc();
+        let store = self.store.clone();
+        self.query(async move {
+            store
+                .settle(&settlement.tokens, &settlement.ids, &settlement.exceptions)
+                .await?;
+            Ok(Answer::Settled(settlement))
+        });
+    }
+
+    fn reload(&mut self) {
+        (self.reloading, self.stale_destinations) = (true, false);
+        let (store, environment) = (self.store.clone(), self.environment.clone());
+        self.query(async move {
+            environment.allow_networks_of_database(&store.webhook_allow_networks().await?);
+            Ok(Answer::Destinations(store.destinations().await?))
+        });
+    }
+
+    fn renew(&mut self, now: Instant) {
+        let due = self.ledger.renew(now, now + self.tuning.lease / 3);
+        if !due.is_empty() {
+            let (store, lease) = (self.store.clone(), self.tuning.lease);
+            self.query(async move {
+                store.renew(&due, lease).await?;
+                Ok(Answer::Renewed)
+            });
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Claimed {
+                asked,
+                names,
+                events,
+            } => self.claimed(asked, &names, events),
+            Answer::Settled(settlement) => {
+                self.settling = false;
+                for (event_id, created_at) in &settlement.processed {
+                    self.metrics.settled(*created_at);
+                    trace::step("settled", event_id, None);
+                }
+            }
+            Answer::Destinations(specs) => {
+                self.reloading = false;
+                self.more = true;
+                self.lanes.update(specs);
+            }
+            Answer::Renewed => {}
+        }
+    }
+
+    fn claimed(&mut self, asked: usize, names: &[String], events: Vec<Claimed>) {
+        self.claiming = false;
+        self.metrics.claimed.inc_by(events.len() as u64);
+        // Deliveries that are due again may come several to an event, and half of the room may have been kept for them.
+        let deliveries: usize = events.iter().map(|event| event.destinations.len()).sum();
+        if deliveries * 2 >= asked {
+            self.more = true;
+        } else {
+            self.lanes.caught_up(names);
+        }
+        if let Some(average) = events
+            .iter()
+            .map(|e| e.size)
+            .sum::<usize>()
+            .checked_div(events.len())
+        {
+            self.average = if average > self.average {
+                average
+            } else {
+                (self.average * 3 + average) / 4
+            };
+        }
+        let renew_at = Instant::now() + self.tuning.lease / 3;
+        events
+            .into_iter()
+            .for_each(|event| self.hand_out(event, renew_at));
+        self.lanes.flush();
+    }
+
+    fn hand_out(&mut self, claimed: Claimed, renew_at: Instant) {
+        let key = (claimed.token, claimed.id);
+        let (event_id, created_at) = (claimed.event_id, claimed.created_at);
+        trace::step("claimed", &event_id, None);
+        self.ledger.hold(
+            key,
+            claimed.destinations.len(),
+            event_id,
+            created_at,
+            renew_at,
+        );
+        let event = claimed.event.map(Arc::new).filter(|_| !self.stopping);
+        for destination in &claimed.destinations {
+            let given = event
+                .as_ref()
+                .is_some_and(|e| self.lanes.give(destination, key, claimed.size, e));
+            if !given {
+                self.metrics.released.inc();
+                self.more = true;
+                self.ledger.ended(
+                    key,
+                    &destination.as_str().into(),
+                    Ended::Released,
+                    Instant::now(),
+                );
+            }
+        }
+    }
+
+    fn delivery_ended(&mut self, done: Done) {
+        self.lanes.ended(done.lane, done.size);
+        if done.ended == Ended::Released {
+            self.metrics.released.inc();
+        }
+        self.ledger
+            .ended(done.key, &done.destination, done.ended, Instant::now());
+    }
+
+    /// Any notification is only a wake-up, whatever its payload.
+    fn notified(&mut self, notification: &Notification) {
+        self.metrics.notifications.inc();
+        if notification.channel() == "outbox_destinations" {
+            self.stale_destinations = true;
+        } else {
+            trace::notified(notification.payload());
+            self.more = true;
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.lanes.halt();
+    }
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}

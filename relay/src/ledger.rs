@@ -1,0 +1,345 @@
+//! What the relay holds and what it has to report. Pure: the caller brings the clock.
+//!
+//! An event that went to all its destinations is one entry in a settlement. Anything else is reported delivery by
+//! delivery: a failure at once, and what went well when the rest of the event takes longer than [`PATIENCE`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use uuid::Uuid;
+
+use crate::destination::Outcome;
+use crate::store::Exception;
+
+/// How long a delivery that went well waits for the others of its event.
+pub const PATIENCE: Duration = Duration::from_millis(250);
+
+/// An event in one claim.
+pub type Key = (i64, i64);
+
+/// What became of one delivery.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    With(Outcome),
+    /// Not tried, or not to be counted: goes back.
+    Released,
+}
+
+struct Held {
+    open: u32,
+    delivered: Vec<Arc<str>>,
+    /// Reported delivery by delivery from now on.
+    split: bool,
+    created_at: SystemTime,
+    event_id: Uuid,
+}
+
+/// One call of `outbox.settle`.
+#[derive(Default)]
+pub struct Settlement {
+    pub tokens: Vec<i64>,
+    pub ids: Vec<i64>,
+    pub exceptions: Vec<Exception>,
+    /// The events that went to all their destinations.
+    pub processed: Vec<(Uuid, SystemTime)>,
+}
+
+impl Settlement {
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty() && self.exceptions.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.ids.len() + self.exceptions.len()
+    }
+}
+
+#[derive(Default)]
+pub struct Ledger {
+    held: HashMap<Key, Held>,
+    claims: HashMap<i64, Claim>,
+    ready: VecDeque<Settlement>,
+    partial: VecDeque<(Instant, Key)>,
+}
+
+struct Claim {
+    held: usize,
+    renew_at: Instant,
+}
+
+/// The most entries in one settlement.
+const BATCH: usize = 1000;
+
+impl Ledger {
+    /// Takes an event into the books, with the number of its deliveries.
+    pub fn hold(
+        &mut self,
+        key: Key,
+        deliveries: usize,
+        event_id: Uuid,
+        created_at: SystemTime,
+        renew_at: Instant,
+    ) {
+        let open = u32::try_from(deliveries).unwrap_or(u32::MAX);
+        let held = Held {
+            open,
+            delivered: Vec::new(),
+            split: false,
+            created_at,
+            event_id,
+        };
+        if self.held.insert(key, held).is_none() {
+            self.claims
+                .entry(key.0)
+                .or_insert(Claim { held: 0, renew_at })
+                .held += 1;
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.ready.is_empty()
+    }
+
+    /// Enters how a delivery ended.
+    pub fn ended(&mut self, key: Key, destination: &Arc<str>, ended: Ended, now: Instant) {
+        let Some(held) = self.held.get_mut(&key) else {
+            return;
+        };
+        held.open = held.open.saturating_sub(1);
+        let last = held.open == 0;
+        match ended {
+            Ended::With(Outcome::Delivered) if !held.split && last => {
+                let processed = (held.event_id, held.created_at);
+                let batch = self.batch();
+                batch.tokens.push(key.0);
+                batch.ids.push(key.1);
+                batch.processed.push(processed);
+            }
+            Ended::With(Outcome::Delivered) if !held.split => {
+                if held.delivered.is_empty() {
+                    self.partial.push_back((now + PATIENCE, key));
+                }
+                held.delivered.push(destination.clone());
+            }
+            other => {
+                self.split(key);
+                self.batch()
+                    .exceptions
+                    .push(exception(key, destination, other));
+            }
+        }
+        if last {
+            self.forget(key);
+        }
+    }
+
+    /// Reports this event delivery by delivery from now on, beginning with what has ended.
+    fn split(&mut self, key: Key) {
+        let Some(held) = self.held.get_mut(&key) else {
+            return;
+        };
+        held.split = true;
+        for destination in std::mem::take(&mut held.delivered) {
+            let done = exception(key, &destination, Ended::With(Outcome::Delivered));
+            self.batch().exceptions.push(done);
+        }
+    }
+
+    fn forget(&mut self, key: Key) {
+        self.held.remove(&key);
+        if let Some(claim) = self.claims.get_mut(&key.0) {
+            claim.held -= 1;
+            if claim.held == 0 {
+                self.claims.remove(&key.0);
+            }
+        }
+    }
+
+    fn batch(&mut self) -> &mut Settlement {
+        if self.ready.back().is_none_or(|last| last.len() >= BATCH) {
+            self.ready.push_back(Settlement::default());
+        }
+        let last = self.ready.len() - 1;
+        &mut self.ready[last]
+    }
+
+    /// The next settlement to send.
+    pub fn settlement(&mut self) -> Option<Settlement> {
+        self.ready
+            .pop_front()
+            .filter(|settlement| !settlement.is_empty())
+    }
+
+    /// Reports what went well of events whose other destinations take too long; says when to call again.
+    pub fn report_partial(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(&(due, key)) = self.partial.front() {
+            let waiting = self.held.get(&key).is_some_and(|held| !held.split);
+            if waiting && due > now {
+                return Some(due);
+            }
+            self.partial.pop_front();
+            if waiting {
+                self.split(key);
+            }
+        }
+        None
+    }
+
+    /// When the next lease is to be renewed.
+    pub fn next_renewal(&self) -> Option<Instant> {
+        self.claims.values().map(|claim| claim.renew_at).min()
+    }
+
+    /// The claims whose leases are to be renewed now.
+    pub fn renew(&mut self, now: Instant, next: Instant) -> Vec<i64> {
+        let due = self
+            .claims
+            .iter_mut()
+            .filter(|(_, claim)| claim.renew_at <= now);
+        due.map(|(token, claim)| {
+            claim.renew_at = next;
+            *token
+        })
+        .collect()
+    }
+}
+
+/// A delivery as `outbox.settle` takes it.
+pub fn exception(key: Key, destination: &Arc<str>, ended: Ended) -> Exception {
+    let (outcome, error, retry_in) = match ended {
+        Ended::Released => ("released", None, None),
+        Ended::With(Outcome::Delivered) => ("delivered", None, None),
+        Ended::With(Outcome::Failed { error, retry_in }) => ("failed", Some(error), retry_in),
+        Ended::With(Outcome::Rejected { error }) => ("rejected", Some(error), None),
+        Ended::With(Outcome::Unavailable { error, retry_in }) => {
+            ("unavailable", Some(error), retry_in)
+        }
+        Ended::With(Outcome::Gone { error }) => ("gone", Some(error), None),
+    };
+    let retry_in = retry_in.map(|wait| wait.as_secs_f64());
+    Exception {
+        token: key.0,
+        id: key.1,
+        destination: destination.clone(),
+        outcome,
+        error,
+        retry_in,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(deliveries: usize) -> (Ledger, Instant) {
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        ledger.hold(
+            (1, 5),
+            deliveries,
+            Uuid::nil(),
+            SystemTime::now(),
+            now + Duration::from_secs(20),
+        );
+        (ledger, now)
+    }
+
+    fn name(text: &str) -> Arc<str> {
+        Arc::from(text)
+    }
+
+    fn failed() -> Ended {
+        Ended::With(Outcome::Failed {
+            error: "500".into(),
+            retry_in: Some(Duration::from_secs(2)),
+        })
+    }
+
+    const DELIVERED: Ended = Ended::With(Outcome::Delivered);
+
+    #[test]
+    fn delivered_everywhere_is_one_entry() {
+        let (mut ledger, now) = ledger(2);
+        ledger.ended((1, 5), &name("a"), DELIVERED, now);
+        assert!(ledger.settlement().is_none());
+        ledger.ended((1, 5), &name("b"), DELIVERED, now);
+        let settlement = ledger.settlement().unwrap();
+        assert_eq!((settlement.tokens, settlement.ids), (vec![1], vec![5]));
+        assert!(settlement.exceptions.is_empty() && ledger.is_empty());
+        assert_eq!(ledger.report_partial(now), None);
+        assert_eq!(ledger.next_renewal(), None);
+    }
+
+    #[test]
+    fn a_failure_is_told_at_once_and_the_rest_delivery_by_delivery() {
+        let (mut ledger, now) = ledger(3);
+        ledger.ended((1, 5), &name("a"), DELIVERED, now);
+        ledger.ended((1, 5), &name("b"), failed(), now);
+        let told = ledger.settlement().unwrap();
+        let outcomes: Vec<_> = told
+            .exceptions
+            .iter()
+            .map(|e| (&*e.destination, e.outcome))
+            .collect();
+        assert_eq!(outcomes, [("a", "delivered"), ("b", "failed")]);
+        assert_eq!(told.exceptions[1].retry_in, Some(2.0));
+        ledger.ended((1, 5), &name("c"), DELIVERED, now);
+        let last = ledger.settlement().unwrap();
+        assert!(last.ids.is_empty());
+        assert_eq!(last.exceptions[0].outcome, "delivered");
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn what_went_well_does_not_wait_long_for_the_others() {
+        let (mut ledger, now) = ledger(2);
+        ledger.ended((1, 5), &name("a"), DELIVERED, now);
+        assert_eq!(ledger.report_partial(now), Some(now + PATIENCE));
+        assert!(ledger.settlement().is_none());
+        assert_eq!(ledger.report_partial(now + PATIENCE), None);
+        assert_eq!(
+            ledger.settlement().unwrap().exceptions[0].outcome,
+            "delivered"
+        );
+        assert_eq!(ledger.len(), 1);
+    }
+
+    #[test]
+    fn leases_are_renewed_while_something_is_held() {
+        let (mut ledger, now) = ledger(1);
+        let due = ledger.next_renewal().unwrap();
+        assert!(ledger.renew(now, due).is_empty());
+        let next = due + Duration::from_secs(20);
+        assert_eq!(ledger.renew(due, next), [1]);
+        assert_eq!(ledger.next_renewal(), Some(next));
+        ledger.ended((1, 5), &name("a"), Ended::Released, due);
+        assert_eq!(ledger.next_renewal(), None);
+    }
+
+    #[test]
+    fn settlements_are_bounded_and_keep_their_order() {
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        for id in 0..2500 {
+            ledger.hold((1, id), 1, Uuid::nil(), SystemTime::now(), now);
+            ledger.ended((1, id), &name("a"), DELIVERED, now);
+        }
+        let sizes: Vec<_> = std::iter::from_fn(|| ledger.settlement())
+            .map(|s| s.ids.len())
+            .collect();
+        assert_eq!(sizes, [1000, 1000, 500]);
+    }
+
+    #[test]
+    fn an_end_that_nobody_waits_for_changes_nothing() {
+        let (mut ledger, now) = ledger(1);
+        ledger.ended((2, 5), &name("a"), failed(), now);
+        assert!(ledger.settlement().is_none());
+        assert_eq!(ledger.len(), 1);
+    }
+}

@@ -1,0 +1,265 @@
+//! What the relay counts, in Prometheus' text format. The gauges of the database are read when somebody asks, never between.
+
+use std::time::{Duration, SystemTime};
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::destination::Outcome;
+use crate::store::Stats;
+
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    pub processed: IntCounter,
+    duration: Histogram,
+    deliveries: IntCounterVec,
+    in_flight: IntGaugeVec,
+    pub held: IntGauge,
+    pub claims: IntCounter,
+    pub claimed: IntCounter,
+    pub settlements: IntCounter,
+    pub released: IntCounter,
+    pub notifications: IntCounter,
+    pub connected: IntGauge,
+    pub reconnects: IntCounter,
+    pending: IntGauge,
+    processing: IntGauge,
+    failed: IntGauge,
+    oldest_pending: Gauge,
+}
+
+const BUCKETS: [f64; 18] = [
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 60.0, 600.0,
+];
+
+impl Metrics {
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let build = Opts::new("outbox_relay_build_info", "Version of the relay; always 1.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        add(r, IntGauge::with_opts(build)?)?.set(1);
+        let duration = HistogramOpts::new(
+            "outbox_events_processing_duration_seconds",
+            "Time from an event's creation to its settlement.",
+        )
+        .buckets(BUCKETS.to_vec());
+        Ok(Metrics {
+            processed: counter(
+                r,
+                "outbox_events_processed_total",
+                "Events that this relay delivered to all that they were handed out for.",
+            )?,
+            duration: add(r, Histogram::with_opts(duration)?)?,
+            deliveries: add(
+                r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "outbox_deliveries_total",
+                        "Attempts to deliver, by destination and outcome.",
+                    ),
+                    &["destination", "outcome"],
+                )?,
+            )?,
+            in_flight: add(
+                r,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "outbox_deliveries_in_flight",
+                        "Attempts under way, by destination.",
+                    ),
+                    &["destination"],
+                )?,
+            )?,
+            held: gauge(
+                r,
+                "outbox_relay_events_held",
+                "Events claimed by this relay and not settled yet.",
+            )?,
+            claims: counter(r, "outbox_relay_claims_total", "Calls of outbox.claim.")?,
+            claimed: counter(r, "outbox_relay_events_claimed_total", "Events claimed.")?,
+            settlements: counter(
+                r,
+                "outbox_relay_settlements_total",
+                "Calls of outbox.settle.",
+            )?,
+            released: counter(
+                r,
+                "outbox_relay_deliveries_released_total",
+                "Deliveries given back untried or uncounted.",
+            )?,
+            notifications: counter(
+                r,
+                "outbox_relay_notifications_total",
+                "Notifications received.",
+            )?,
+            connected: gauge(
+                r,
+                "outbox_relay_connected",
+                "1 while the relay listens and is attached.",
+            )?,
+            reconnects: counter(
+                r,
+                "outbox_relay_reconnects_total",
+                "Sessions with PostgreSQL that were lost.",
+            )?,
+            pending: gauge(
+                r,
+                "outbox_events_pending",
+                "Events owed to at least one destination.",
+            )?,
+            processing: gauge(
+                r,
+                "outbox_events_processing",
+                "Events claimed by any consumer.",
+            )?,
+            failed: gauge(r, "outbox_events_failed", "Dead letters.")?,
+            oldest_pending: add(
+                r,
+                Gauge::new(
+                    "outbox_events_oldest_pending_seconds",
+                    "Age of the oldest event that waits.",
+                )?,
+            )?,
+            registry,
+        })
+    }
+
+    /// The counters of one destination.
+    pub fn lane(&self, destination: &str) -> LaneMetrics {
+        let counter = |outcome| self.deliveries.with_label_values(&[destination, outcome]);
+        LaneMetrics {
+            in_flight: self.in_flight.with_label_values(&[destination]),
+            delivered: counter("delivered"),
+            failed: counter("failed"),
+            rejected: counter("rejected"),
+            unavailable: counter("unavailable"),
+            gone: counter("gone"),
+        }
+    }
+
+    /// An event that was created then has been settled as delivered everywhere.
+    pub fn settled(&self, created_at: SystemTime) {
+        self.processed.inc();
+        let age = SystemTime::now()
+            .duration_since(created_at)
+            .unwrap_or(Duration::ZERO);
+        self.duration.observe(age.as_secs_f64());
+    }
+
+    /// All metrics as text; without the database's gauges when it can't be asked.
+    pub fn render(&self, stats: Option<&Stats>) -> prometheus::Result<String> {
+        let mut families = self.registry.gather();
+        match stats {
+            Some(stats) => {
+                self.pending.set(stats.pending);
+                self.processing.set(stats.processing);
+                self.failed.set(stats.failed);
+                self.oldest_pending.set(stats.oldest_pending.unwrap_or(0.0));
+                families = self.registry.gather();
+            }
+            None => families.retain(|family| !OF_DATABASE.contains(&family.name())),
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+const OF_DATABASE: [&str; 4] = [
+    "outbox_events_pending",
+    "outbox_events_processing",
+    "outbox_events_failed",
+    "outbox_events_oldest_pending_seconds",
+];
+
+/// The counters of one destination, found once.
+#[derive(Clone)]
+pub struct LaneMetrics {
+    pub in_flight: IntGauge,
+    delivered: IntCounter,
+    failed: IntCounter,
+    rejected: IntCounter,
+    unavailable: IntCounter,
+    gone: IntCounter,
+}
+
+impl LaneMetrics {
+    pub fn count(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Delivered => &self.delivered,
+            Outcome::Failed { .. } => &self.failed,
+            Outcome::Rejected { .. } => &self.rejected,
+            Outcome::Unavailable { .. } => &self.unavailable,
+            Outcome::Gone { .. } => &self.gone,
+        }
+        .inc();
+    }
+}
+
+fn add<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> prometheus::Result<C> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    add(registry, IntCounter::new(name, help)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    add(registry, IntGauge::new(name, help)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_the_contract_are_there() {
+        let metrics = Metrics::new().unwrap();
+        metrics.settled(SystemTime::now() - Duration::from_millis(4));
+        metrics.lane("crm").count(&Outcome::Delivered);
+        let stats = Stats {
+            pending: 7,
+            processing: 2,
+            failed: 1,
+            oldest_pending: Some(1.5),
+        };
+        let text = metrics.render(Some(&stats)).unwrap();
+        for line in [
+            "outbox_events_processed_total 1",
+            "outbox_events_processing_duration_seconds_bucket{le=\"0.003\"} 0",
+            "outbox_events_processing_duration_seconds_bucket{le=\"1\"} 1",
+            "outbox_events_pending 7",
+            "outbox_events_oldest_pending_seconds 1.5",
+            "outbox_deliveries_total{destination=\"crm\",outcome=\"delivered\"} 1",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "no line {line:?} in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_database_that_does_not_answer_shows_no_stale_figures() {
+        let metrics = Metrics::new().unwrap();
+        let stats = Stats {
+            pending: 7,
+            processing: 2,
+            failed: 1,
+            oldest_pending: None,
+        };
+        metrics.render(Some(&stats)).unwrap();
+        let text = metrics.render(None).unwrap();
+        assert!(!text.contains("outbox_events_pending"));
+        assert!(text.contains("outbox_events_processed_total 0"));
+    }
+}

@@ -1,0 +1,118 @@
+//! Sessions with PostgreSQL, one after the other: connect, listen, attach, catch up, work; on any loss the same again.
+//!
+//! Listening comes before catching up, so that nothing committed in between is missed. When a session is lost, all that it
+//! held is dropped here: the server gives it back by itself, to whoever claims next.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::backoff::Backoff;
+use crate::config::Config;
+use crate::destination::Environment;
+use crate::dispatch::Dispatcher;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::postgres::Connector;
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+
+/// The session that is at work, for those that only want to ask it something.
+#[derive(Clone, Default)]
+pub struct Current(Arc<Mutex<Option<Arc<Store>>>>);
+
+impl Current {
+    pub fn store(&self) -> Option<Arc<Store>> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, store: Option<Arc<Store>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+}
+
+pub struct Sessions {
+    pub config: Arc<Config>,
+    pub connector: Connector,
+    pub environment: Arc<Environment>,
+    pub metrics: Metrics,
+    pub current: Current,
+    pub shutdown: Shutdown,
+}
+
+impl Sessions {
+    /// Works until a shutdown is requested and all that is held is settled or given back.
+    pub async fn run(&self) -> Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10))
+            .ok_or_else(|| Error::Configuration("reconnection schedule".into()))?;
+        while !self.shutdown.is_requested() {
+            let started = Instant::now();
+            let result = self.session().await;
+            self.current.set(None);
+            self.metrics.connected.set(0);
+            let Err(error) = result else { return Ok(()) };
+            self.metrics.reconnects.inc();
+            if started.elapsed() > Duration::from_secs(30) {
+                backoff.reset();
+            }
+            let wait = backoff.next();
+            let again_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            tracing::warn!(%error, again_in_ms, database = self.connector.target(), "no session with PostgreSQL");
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.shutdown.requested() => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn session(&self) -> Result<()> {
+        let (notified, mut notifications) = unbounded_channel();
+        let open = async {
+            let claims = self.connector.connect(Some(notified)).await?;
+            let settles = self.connector.connect(None).await?;
+            let store = Store::open(
+                claims.client,
+                settles.client,
+                &self.config.consumer,
+                claims.utf8,
+            )
+            .await?;
+            if self.config.amqp.is_some() && store.register_default().await? {
+                tracing::info!("no destination yet: registered the default one, rabbitmq");
+            }
+            Ok::<_, Error>((Arc::new(store), claims.driver, settles.driver))
+        };
+        let (store, mut claims, mut settles) = tokio::select! {
+            opened = open => opened?,
+            () = self.shutdown.requested() => return Ok(()),
+        };
+        self.current.set(Some(store.clone()));
+        self.metrics.connected.set(1);
+        tracing::info!(
+            consumer = self.config.consumer,
+            database = self.connector.target(),
+            "listening"
+        );
+        let mut dispatcher = Dispatcher::new(
+            store,
+            self.environment.clone(),
+            self.config.tuning,
+            self.metrics.clone(),
+        );
+        tokio::select! {
+            biased;
+            result = dispatcher.run(&mut notifications, &self.shutdown) => result,
+            result = claims.ended() => lost(result),
+            result = settles.ended() => lost(result),
+        }
+    }
+}
+
+fn lost(result: Result<()>) -> Result<()> {
+    result.and(Err(Error::Server("the connection was closed".into())))
+}

@@ -1,0 +1,233 @@
+//! How much each destination may hold, and what the next claim asks for. Pure: the caller brings the clock.
+//!
+//! A claim that leaves a destination out makes the database list what that destination is owed, so a destination that is
+//! merely busy is waited for, for a moment. One that stays full is left behind: it gets small claims of its own pace
+//! while the others go on without it, until it has caught up.
+
+use std::time::{Duration, Instant};
+
+/// How long the others wait for a destination that has just become full.
+pub const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What one destination holds.
+#[derive(Debug, Clone)]
+pub struct Window {
+    pub limit: usize,
+    pub byte_limit: usize,
+    pub held: usize,
+    pub bytes: usize,
+    full_since: Option<Instant>,
+    lagging: bool,
+}
+
+impl Window {
+    pub fn new(limit: usize, byte_limit: usize) -> Self {
+        Window {
+            limit: limit.max(1),
+            byte_limit,
+            held: 0,
+            bytes: 0,
+            full_since: None,
+            lagging: false,
+        }
+    }
+
+    /// Takes a delivery in, unless there is no room. An idle destination takes any size.
+    pub fn admit(&mut self, size: usize) -> bool {
+        if self.held > 0 && (self.held >= self.limit || self.bytes + size > self.byte_limit) {
+            return false;
+        }
+        self.held += 1;
+        self.bytes += size;
+        true
+    }
+
+    pub fn leave(&mut self, size: usize) {
+        self.held = self.held.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(size);
+    }
+
+    /// A claim found no more for it.
+    pub fn caught_up(&mut self) {
+        self.lagging = false;
+        self.full_since = None;
+    }
+
+    /// Room for events of this size on average.
+    fn room(&self, average: usize) -> usize {
+        if self.held == 0 {
+            return self.limit.min((self.byte_limit / average.max(1)).max(1));
+        }
+        let bytes = self.byte_limit.saturating_sub(self.bytes) / average.max(1);
+        self.limit.saturating_sub(self.held).min(bytes)
+    }
+
+    /// Claims are worth their price from here on.
+    fn is_open(&self, batch: usize, average: usize) -> bool {
+        let capacity = self.limit.min((self.byte_limit / average.max(1)).max(1));
+        self.room(average) >= (capacity.min(batch) / 2).max(1)
+    }
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Plan {
+    /// Ask for so many events, for the windows at these positions.
+    Claim { count: usize, include: Vec<usize> },
+    /// Nothing to ask for now. Ask again when a delivery ends, or at this moment.
+    Wait { until: Option<Instant> },
+}
+
+/// Decides the next claim. `turn` says that lagging destinations are to be included this time.
+pub fn plan(
+    windows: &mut [&mut Window],
+    batch: usize,
+    average: usize,
+    turn: bool,
+    now: Instant,
+) -> Plan {
+    let open: Vec<bool> = windows.iter().map(|w| w.is_open(batch, average)).collect();
+    if !open.contains(&true) {
+        return Plan::Wait { until: None };
+    }
+    let mut wait: Option<Instant> = None;
+    for (window, open) in windows.iter_mut().zip(&open) {
+        if *open {
+            window.full_since = None;
+        } else if !window.lagging {
+            let end = *window.full_since.get_or_insert(now) + PATIENCE;
+            window.lagging = end <= now;
+            if !window.lagging {
+                wait = Some(wait.map_or(end, |earliest| earliest.min(end)));
+            }
+        }
+    }
+    if wait.is_some() {
+        return Plan::Wait { until: wait };
+    }
+    let prompt = |i: &usize| open[*i] && !windows[*i].lagging;
+    let only_lagging = !(0..windows.len()).any(|i| prompt(&i));
+    let include: Vec<usize> = (0..windows.len())
+        .filter(|i| prompt(i) || (open[*i] && (turn || only_lagging)))
+        .collect();
+    let room = include
+        .iter()
+        .map(|i| windows[*i].room(average))
+        .min()
+        .unwrap_or(0);
+    Plan::Claim {
+        count: room.min(batch).max(1),
+        include,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn full(limit: usize) -> Window {
+        Window {
+            held: limit,
+            ..Window::new(limit, MIB)
+        }
+    }
+
+    fn decide(windows: &mut [Window], turn: bool, now: Instant) -> Plan {
+        plan(
+            &mut windows.iter_mut().collect::<Vec<_>>(),
+            500,
+            100,
+            turn,
+            now,
+        )
+    }
+
+    #[test]
+    fn a_lone_full_destination_is_waited_for_without_a_timer() {
+        let mut windows = [full(2000)];
+        assert_eq!(
+            decide(&mut windows, true, Instant::now()),
+            Plan::Wait { until: None }
+        );
+        windows[0].held = 1700;
+        assert_eq!(
+            decide(&mut windows, true, Instant::now()),
+            Plan::Claim {
+                count: 300,
+                include: vec![0]
+            }
+        );
+    }
+
+    #[test]
+    fn a_slow_destination_holds_the_others_up_once_and_briefly() {
+        let now = Instant::now();
+        let mut windows = [Window::new(2000, MIB), full(64)];
+        assert_eq!(
+            decide(&mut windows, true, now),
+            Plan::Wait {
+                until: Some(now + PATIENCE)
+            }
+        );
+        let late = now + PATIENCE;
+        let without = Plan::Claim {
+            count: 500,
+            include: vec![0],
+        };
+        assert_eq!(decide(&mut windows, true, late), without);
+        windows[1].held = 30;
+        assert_eq!(decide(&mut windows, false, late), without);
+        assert_eq!(
+            decide(&mut windows, true, late),
+            Plan::Claim {
+                count: 34,
+                include: vec![0, 1]
+            },
+            "at its own pace"
+        );
+        windows[1].held = 64;
+        assert_eq!(decide(&mut windows, true, late), without, "no second wait");
+        windows[1].held = 0;
+        windows[1].caught_up();
+        assert_eq!(
+            decide(&mut windows, false, late),
+            Plan::Claim {
+                count: 64,
+                include: vec![0, 1]
+            },
+            "caught up"
+        );
+    }
+
+    #[test]
+    fn large_events_shrink_the_claims_and_one_always_goes() {
+        let mut window = Window::new(2000, MIB);
+        assert_eq!(
+            plan(&mut [&mut window], 500, MIB / 4, true, Instant::now()),
+            Plan::Claim {
+                count: 4,
+                include: vec![0]
+            }
+        );
+        assert_eq!(
+            plan(&mut [&mut window], 500, 100 * MIB, true, Instant::now()),
+            Plan::Claim {
+                count: 1,
+                include: vec![0]
+            }
+        );
+        assert!(window.admit(100 * MIB));
+        assert!(!window.admit(1));
+        window.leave(100 * MIB);
+        assert!(window.admit(1) && window.held == 1 && window.bytes == 1);
+    }
+
+    #[test]
+    fn nobody_to_serve_is_nothing_to_claim() {
+        assert_eq!(
+            decide(&mut [], true, Instant::now()),
+            Plan::Wait { until: None }
+        );
+    }
+}
