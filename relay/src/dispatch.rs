@@ -33,6 +33,7 @@ enum Answer {
     Settled(Settlement),
     Destinations(Vec<Spec>),
     Renewed,
+    GivenBack,
 }
 
 pub struct Dispatcher {
@@ -214,6 +215,17 @@ impl Dispatcher {
         }
     }
 
+    fn give_back(&mut self) {
+        let tokens = self.ledger.take_given_back();
+        if !tokens.is_empty() {
+            let store = self.store.clone();
+            self.query(async move {
+                store.release(&tokens).await?;
+                Ok(Answer::GivenBack)
+            });
+        }
+    }
+
     fn answered(&mut self, answer: Answer) {
         match answer {
             Answer::Claimed {
@@ -233,7 +245,7 @@ impl Dispatcher {
                 self.more = true;
                 self.lanes.update(specs);
             }
-            Answer::Renewed => {}
+            Answer::Renewed | Answer::GivenBack => {}
         }
     }
 
@@ -317,6 +329,7 @@ impl Dispatcher {
 
     fn stop(&mut self) {
         self.stopping = true;
+        self.ledger.stop();
         self.lanes.halt();
     }
 }

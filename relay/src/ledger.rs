@@ -3,7 +3,7 @@
 //! An event that went to all its destinations is one entry in a settlement. Anything else is reported delivery by
 //! delivery: a failure at once, and what went well when the rest of the event takes longer than [`PATIENCE`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -60,6 +60,8 @@ pub struct Ledger {
     held: HashMap<Key, Held>,
     claims: HashMap<i64, Claim>,
     ready: VecDeque<Settlement>,
+    /// Claims to give back as a whole, once everything else is reported; `Some` from the shutdown on.
+    given_back: Option<HashSet<i64>>,
     partial: VecDeque<(Instant, Key)>,
 }
 
@@ -126,6 +128,10 @@ impl Ledger {
                 }
                 held.delivered.push(destination.clone());
             }
+            Ended::Released if self.given_back.is_some() => {
+                self.split(key);
+                self.given_back.get_or_insert_default().insert(key.0);
+            }
             other => {
                 self.split(key);
                 self.batch()
@@ -166,6 +172,19 @@ impl Ledger {
         }
         let last = self.ready.len() - 1;
         &mut self.ready[last]
+    }
+
+    /// From now on what is given back is not reported one by one: its claims are, whole, at the end.
+    pub fn stop(&mut self) {
+        self.given_back.get_or_insert_default();
+    }
+
+    /// The claims to give back, when nothing else is held or to be reported any more.
+    pub fn take_given_back(&mut self) -> Vec<i64> {
+        match &mut self.given_back {
+            Some(tokens) if self.held.is_empty() && self.ready.is_empty() => tokens.drain().collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The next settlement to send.
@@ -333,6 +352,19 @@ mod tests {
             .map(|s| s.ids.len())
             .collect();
         assert_eq!(sizes, [1000, 1000, 500]);
+    }
+
+    #[test]
+    fn at_the_end_claims_are_given_back_whole_after_all_else_is_reported() {
+        let (mut ledger, now) = ledger(2);
+        ledger.stop();
+        ledger.ended((1, 5), &name("a"), Ended::Released, now);
+        assert!(ledger.take_given_back().is_empty(), "b is still under way");
+        ledger.ended((1, 5), &name("b"), DELIVERED, now);
+        assert!(ledger.take_given_back().is_empty(), "b is not reported yet");
+        assert_eq!(ledger.settlement().unwrap().exceptions[0].outcome, "delivered");
+        assert_eq!(ledger.take_given_back(), [1]);
+        assert!(ledger.take_given_back().is_empty() && ledger.is_empty());
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod store;
 mod trace;
 mod window;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -106,7 +107,7 @@ fn start_logging(config: &Config) -> Result<()> {
             .flatten_event(true)
             .with_current_span(false)
             .init(),
-        LogFormat::Text => lines.init(),
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
     }
     Ok(())
 }

@@ -144,6 +144,12 @@ impl Store {
         Ok(())
     }
 
+    /// Gives back all that these claims still hold.
+    pub async fn release(&self, tokens: &[i64]) -> Result<()> {
+        self.settles.query("SELECT outbox.release(t) FROM unnest($1::bigint[]) AS t", &[&tokens]).await?;
+        Ok(())
+    }
+
     pub async fn destinations(&self) -> Result<Vec<Spec>> {
         destinations(&self.settles).await
     }

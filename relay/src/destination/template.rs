@@ -1,0 +1,105 @@
+//! Templates of exchange and routing key: `{event_type}`, `{aggregate_type}`, `{aggregate_id}`, `{tenant_id}` and
+//! `{metadata.key}`, replaced by what the event holds there; by nothing where it holds nothing.
+
+use std::borrow::Cow;
+
+use super::{ConfigError, Event};
+
+/// AMQP 0-9-1 keeps exchange and routing key in short strings: one byte of length.
+const MAX_BYTES: usize = 255;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    EventType,
+    AggregateType,
+    AggregateId,
+    TenantId,
+    Metadata(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(Vec<Part>);
+
+impl Template {
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after
+                .split_once('}')
+                .ok_or_else(|| ConfigError(format!("template {text:?}: a '{{' without its '}}'")))?;
+            parts.push(Part::Text(before.to_owned()));
+            parts.push(placeholder(name).ok_or_else(|| ConfigError(format!("template {text:?}: unknown placeholder {{{name}}}")))?);
+            rest = after;
+        }
+        parts.push(Part::Text(rest.to_owned()));
+        parts.retain(|part| *part != Part::Text(String::new()));
+        Ok(Template(parts))
+    }
+
+    /// The text for this event; an error if it is longer than AMQP allows.
+    pub fn render(&self, event: &Event) -> Result<String, String> {
+        let text: String = self.0.iter().map(|part| value(part, event)).collect();
+        if text.len() > MAX_BYTES {
+            return Err(format!("exchange or routing key has {} bytes; RabbitMQ allows {MAX_BYTES}", text.len()));
+        }
+        Ok(text)
+    }
+}
+
+fn placeholder(name: &str) -> Option<Part> {
+    match name {
+        "event_type" => Some(Part::EventType),
+        "aggregate_type" => Some(Part::AggregateType),
+        "aggregate_id" => Some(Part::AggregateId),
+        "tenant_id" => Some(Part::TenantId),
+        _ => name.strip_prefix("metadata.").filter(|key| !key.is_empty()).map(|key| Part::Metadata(key.to_owned())),
+    }
+}
+
+fn value<'a>(part: &'a Part, event: &'a Event) -> Cow<'a, str> {
+    let text = match part {
+        Part::Text(text) => Some(text.as_str()),
+        Part::EventType => Some(event.event_type.as_str()),
+        Part::AggregateType => event.aggregate_type.as_deref(),
+        Part::AggregateId => event.aggregate_id.as_deref(),
+        Part::TenantId => event.tenant_id.as_deref(),
+        Part::Metadata(key) => {
+            return match event.metadata.get(key) {
+                None | Some(serde_json::Value::Null) => Cow::Borrowed(""),
+                Some(serde_json::Value::String(text)) => Cow::Borrowed(text),
+                Some(other) => Cow::Owned(other.to_string()),
+            };
+        }
+    };
+    Cow::Borrowed(text.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::destination::sample_event;
+
+    #[test]
+    fn every_placeholder_is_replaced() {
+        let mut event = sample_event();
+        event.metadata = serde_json::json!({"region": "eu", "shard": 7});
+        let all = Template::parse("{event_type}/{aggregate_type}.{aggregate_id}-{tenant_id}{metadata.region}{metadata.shard}{metadata.none}!");
+        assert_eq!(all.expect("valid").render(&event).expect("short"), "contact.created/contact.42-eu7!");
+    }
+
+    #[test]
+    fn what_is_no_placeholder_is_refused() {
+        assert!(Template::parse("{event_typ}").is_err());
+        assert!(Template::parse("a{event_type").is_err());
+        assert!(Template::parse("{metadata.}").is_err());
+    }
+
+    #[test]
+    fn a_key_that_amqp_cannot_carry_is_an_error() {
+        let mut event = sample_event();
+        event.event_type = "x".repeat(256);
+        assert!(Template::parse("{event_type}").expect("valid").render(&event).is_err());
+    }
+}
