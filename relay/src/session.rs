@@ -47,7 +47,7 @@ pub struct Sessions {
 impl Sessions {
     /// Works until a shutdown is requested and all that is held is settled or given back.
     pub async fn run(&self) -> Result<()> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10))
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3))
             .ok_or_else(|| Error::Configuration("reconnection schedule".into()))?;
         while !self.shutdown.is_requested() {
             let started = Instant::now();
