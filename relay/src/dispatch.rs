@@ -132,6 +132,9 @@ impl Dispatcher {
             self.claim(now);
         }
         self.renew(now);
+        if self.stopping && !self.settling && !self.claiming {
+            self.give_back();
+        }
         self.metrics
             .held
             .set(i64::try_from(self.ledger.len()).unwrap_or(i64::MAX));

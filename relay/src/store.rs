@@ -248,7 +248,6 @@ fn read_event(
 ) -> Result<Event> {
     let retries: i32 = row.try_get(10)?;
     Ok(Event {
-        id: claimed.id,
         event_id: claimed.event_id,
         event_type: row.try_get(2)?,
         event_version: row.try_get(3)?,

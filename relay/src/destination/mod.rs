@@ -3,7 +3,12 @@
 //! A destination holds no state that it could not lose: whatever it was given and did not report back is
 //! handed out again when the claim ends.
 
+mod address;
+mod body;
+mod broker;
 mod rabbitmq;
+mod signature;
+mod template;
 mod webhook;
 
 use std::sync::Arc;
@@ -18,7 +23,6 @@ use crate::config::Config;
 /// One event as a claim hands it out, shared by all of its destinations.
 #[derive(Debug)]
 pub struct Event {
-    pub id: i64,
     pub event_id: Uuid,
     pub event_type: String,
     pub event_version: String,
@@ -175,5 +179,83 @@ impl Destination {
             Destination::RabbitMq(destination) => destination.check().await,
             Destination::Webhook(destination) => destination.check().await,
         }
+    }
+}
+
+/// A duration of a destination's settings, as SQL takes it: seconds as a number, or an amount and a unit.
+fn duration(settings: &serde_json::Value, key: &str) -> Result<Option<Duration>, ConfigError> {
+    let wrong = || {
+        ConfigError(format!(
+            "settings.{key} is a duration: seconds, or such as \"5 minutes\""
+        ))
+    };
+    let seconds = match settings.get(key) {
+        None | Some(serde_json::Value::Null) => return Ok(None),
+        Some(serde_json::Value::Number(seconds)) => seconds.as_f64(),
+        Some(serde_json::Value::String(text)) => interval(text),
+        Some(_) => None,
+    };
+    let valid = seconds.filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(wrong)?;
+    Ok(Some(Duration::from_secs_f64(valid)))
+}
+
+/// Seconds of an interval such as "30 s", "500 ms", "2 hours" or "00:01:30".
+fn interval(text: &str) -> Option<f64> {
+    let text = text.trim();
+    if let [hours, minutes, seconds] = text.split(':').collect::<Vec<_>>()[..] {
+        let part = |text: &str| text.parse::<f64>().ok();
+        return Some(part(hours)? * 3600.0 + part(minutes)? * 60.0 + part(seconds)?);
+    }
+    let unit_at = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let amount: f64 = text[..unit_at].trim().parse().ok()?;
+    let unit = match text[unit_at..].trim().trim_end_matches('s') {
+        "" | "sec" | "second" => 1.0,
+        "m" if text.ends_with("ms") => 0.001,
+        "msec" | "millisecond" => 0.001,
+        "m" | "min" | "minute" => 60.0,
+        "h" | "hour" => 3600.0,
+        "d" | "day" => 86_400.0,
+        _ => return None,
+    };
+    Some(amount * unit)
+}
+
+#[cfg(test)]
+fn sample_event() -> Event {
+    Event {
+        event_id: Uuid::nil(),
+        event_type: "contact.created".into(),
+        event_version: "v1".into(),
+        aggregate_type: Some("contact".into()),
+        aggregate_id: Some("42".into()),
+        tenant_id: None,
+        event_data: "{}".into(),
+        metadata: serde_json::json!({}),
+        created_at: SystemTime::UNIX_EPOCH,
+        attempt: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_sql_reads_them() {
+        for (value, seconds) in [
+            (serde_json::json!(2.5), 2.5),
+            (serde_json::json!("30 s"), 30.0),
+            (serde_json::json!("500ms"), 0.5),
+            (serde_json::json!("5 minutes"), 300.0),
+            (serde_json::json!("00:01:30"), 90.0),
+        ] {
+            let settings = serde_json::json!({ "timeout": value });
+            let read = duration(&settings, "timeout").expect("a duration");
+            assert_eq!(read, Some(Duration::from_secs_f64(seconds)), "{settings}");
+        }
+        assert!(duration(&serde_json::json!({"timeout": "soon"}), "timeout").is_err());
+        assert!(duration(&serde_json::json!({"timeout": 0}), "timeout").is_err());
     }
 }
