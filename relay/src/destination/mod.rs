@@ -103,6 +103,8 @@ pub struct Environment {
 impl Environment {
     /// Connects to nothing yet.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        // The one provider for all TLS of the process; an error only says that it is installed already.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let broker = config
             .amqp
             .as_ref()
