@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Copies the built extension to where a PostgreSQL looks for it. Arguments: pg_config, library, version, DESTDIR.
+set -euo pipefail
+pg_config=$1 library=$2 version=$3 destdir=${4:-}
+cd "$(dirname "$0")/.."
+libdir=$destdir$("$pg_config" --pkglibdir) extdir=$destdir$("$pg_config" --sharedir)/extension
+
+staged=$(mktemp -d)
+trap 'rm -rf "$staged"' EXIT
+cp "$library" "$staged/pg_outbox.so"
+cp pg_outbox_ext/pg_outbox.control "$staged/"
+cat sql/[0-9]*.sql > "$staged/pg_outbox--$version.sql"
+for upgrade in sql/upgrade/*.sql; do
+    [ ! -e "$upgrade" ] || cp "$upgrade" "$staged/"
+done
+
+# The same files are there already: nothing to do, and no right to write is needed.
+same=yes
+for file in "$staged"/*; do
+    case $file in *.so) target=$libdir ;; *) target=$extdir ;; esac
+    cmp -s "$file" "$target/${file##*/}" || same=no
+done
+[ "$same" = no ] || exit 0
+
+sudo=()
+writable() { mkdir -p "$1" 2>/dev/null && [ -w "$1" ]; }
+if ! writable "$libdir" || ! writable "$extdir"; then
+    command -v sudo >/dev/null || { echo "install: no right to write to $libdir: run as root, or set DESTDIR" >&2; exit 1; }
+    sudo=(sudo)
+fi
+"${sudo[@]}" mkdir -p "$libdir" "$extdir"
+# A new file in place of the old one: a running server keeps the one it has mapped.
+"${sudo[@]}" rm -f "$libdir/pg_outbox.so"
+"${sudo[@]}" install -m 755 "$staged/pg_outbox.so" "$libdir/"
+"${sudo[@]}" install -m 644 "$staged"/*.control "$staged"/*.sql "$extdir/"
+echo "installed pg_outbox $version into $libdir and $extdir"

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs what building and testing need and this machine lacks. Asks nothing; does nothing when all is there.
+# It leaves no server running: the packages' own clusters and services are kept from starting.
+set -euo pipefail
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then try again"
+command -v cc >/dev/null || die "a C compiler is missing: install gcc or clang, then try again"
+
+# PG_CONFIG names another PostgreSQL: then only the tools around it are needed.
+missing=()
+have() { [ -e "$1" ] || missing+=("$2"); }
+libclang() { compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null; }
+server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
+headers() { compgen -G '/usr/include/postgresql/*/server/postgres.h' >/dev/null; }
+
+server || missing+=(postgresql)
+headers || missing+=(postgresql-server-dev-all)
+have /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+libclang || missing+=(libclang-dev clang)
+command -v pkg-config >/dev/null || missing+=(pkg-config)
+command -v setpriv >/dev/null || missing+=(util-linux)
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+command -v apt-get >/dev/null || die "please install: ${missing[*]} (only Debian and Ubuntu are set up automatically)"
+sudo=()
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || die "please install as root: apt-get install ${missing[*]}"
+    sudo=(sudo)
+    sudo -n true 2>/dev/null || [ -t 0 ] || die "sudo asks for a password and there is no terminal; please install as root: apt-get install ${missing[*]}"
+fi
+say "installing ${missing[*]}"
+
+# No service is started and no cluster made by what is installed now; what runs already is left alone.
+policy=/usr/sbin/policy-rc.d clusters=/etc/postgresql-common/createcluster.d/pg_outbox-setup.conf
+made=()
+clean() { [ ${#made[@]} -eq 0 ] || "${sudo[@]}" rm -f "${made[@]}"; }
+trap clean EXIT
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+    "${sudo[@]}" chmod 755 "$policy"
+    made+=("$policy")
+fi
+"${sudo[@]}" mkdir -p "$(dirname "$clusters")"
+printf 'create_main_cluster = false\n' | "${sudo[@]}" tee "$clusters" >/dev/null
+made+=("$clusters")
+
+apt() { "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" >&2 </dev/null; }
+apt update
+# The headers of the one version that is installed are enough.
+wanted=()
+for package in "${missing[@]}"; do
+    [ "$package" = postgresql-server-dev-all ] || { wanted+=("$package"); continue; }
+    major=$(apt-cache depends postgresql | sed -n 's/.*Depends: postgresql-\([0-9]\+\)$/\1/p' | head -n 1)
+    server && major=$(basename "$(dirname "$(dirname "$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1)")")")
+    wanted+=("postgresql-server-dev-$major")
+done
+apt install --no-install-recommends "${wanted[@]}"
