@@ -1,8 +1,8 @@
 //! The functions that `sql/20_library.sql` declares. They note, or they read shared memory.
 
 use crate::commit::note;
-use crate::shmem::{self, NEVER, State};
 use crate::session;
+use crate::shmem::{self, NEVER, State};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::*;

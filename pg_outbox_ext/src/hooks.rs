@@ -81,7 +81,14 @@ unsafe extern "C-unwind" fn utility(
                 previous(statement, query, read_only_tree, context, params, environment, receiver, completion);
             }
             None => postgresql_process_utility(
-                statement, query, read_only_tree, context, params, environment, receiver, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                receiver,
+                completion,
             ),
         }
         after();

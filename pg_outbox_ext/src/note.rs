@@ -82,8 +82,14 @@ impl Note {
 
     /// Whether COMMIT PREPARED can repeat all of this from a few numbers.
     pub fn is_only_inserts(&self) -> bool {
-        self.mark.is_none() && self.found.is_none() && self.claims == 0 && self.processed == 0 && self.failed == 0
-            && !self.recover && !self.dropped && self.due == NEVER
+        self.mark.is_none()
+            && self.found.is_none()
+            && self.claims == 0
+            && self.processed == 0
+            && self.failed == 0
+            && !self.recover
+            && !self.dropped
+            && self.due == NEVER
     }
 
     fn absorb(&mut self, inner: Note) {

@@ -59,7 +59,8 @@ fn write_name(place: &Attachment, name: &str) {
 }
 
 fn read_name(place: &Attachment) -> String {
-    let bytes: Vec<u8> = place.name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).take_while(|b| *b != 0).collect();
+    let bytes: Vec<u8> =
+        place.name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).take_while(|b| *b != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -69,8 +69,17 @@ pub struct Database {
 
 impl Database {
     fn reset(&self) {
-        for flag in [&self.armed, &self.stop, &self.absent, &self.waiting, &self.overflow, &self.wake_due,
-                     &self.wake_released, &self.recover, &self.recovered] {
+        for flag in [
+            &self.armed,
+            &self.stop,
+            &self.absent,
+            &self.waiting,
+            &self.overflow,
+            &self.wake_due,
+            &self.wake_released,
+            &self.recover,
+            &self.recovered,
+        ] {
             flag.store(false, Relaxed);
         }
         self.state.store(State::Idle as u32, Relaxed);

@@ -44,8 +44,8 @@ pub fn own() -> *mut pg_sys::Latch {
 
 /// Sleeps until the latch is set or so many milliseconds have gone (none: for ever), then serves PostgreSQL's interrupts.
 pub fn sleep(timeout_ms: Option<i64>) {
-    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH
-        | if timeout_ms.is_some() { pg_sys::WL_TIMEOUT } else { 0 };
+    let events =
+        pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | if timeout_ms.is_some() { pg_sys::WL_TIMEOUT } else { 0 };
     // SAFETY: plain calls of PostgreSQL's latch functions on this process's own latch.
     unsafe {
         pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout_ms.unwrap_or(-1) as _, pg_sys::PG_WAIT_EXTENSION);

@@ -159,7 +159,9 @@ impl Worker {
         let ended = session::take_ended(self.database);
         for attachment in &ended {
             transaction(c"releasing the claims of a session that ended", || {
-                if let Err(e) = Spi::get_one_with_args::<i64>("SELECT outbox._release_attachment($1)", &[(*attachment).into()]) {
+                if let Err(e) =
+                    Spi::get_one_with_args::<i64>("SELECT outbox._release_attachment($1)", &[(*attachment).into()])
+                {
                     error!("release of attachment {attachment}: {e}");
                 }
             });
@@ -270,11 +272,8 @@ fn reload_configuration() {
 
 fn describe(ids: Vec<i64>, mode: &str) -> Vec<Described> {
     let rows = Spi::connect(|client| {
-        let table = client.select(
-            "SELECT body, cut, short FROM outbox._describe($1, $2)",
-            None,
-            &[ids.into(), mode.into()],
-        )?;
+        let table =
+            client.select("SELECT body, cut, short FROM outbox._describe($1, $2)", None, &[ids.into(), mode.into()])?;
         table
             .map(|row| {
                 Ok::<_, spi::Error>(Described {

@@ -15,11 +15,7 @@ pub struct Backoff {
 impl Backoff {
     /// `None` unless `0 < base <= cap`.
     pub fn new(base: Duration, cap: Duration) -> Option<Self> {
-        (!base.is_zero() && base <= cap).then_some(Backoff {
-            base,
-            cap,
-            tries: 0,
-        })
+        (!base.is_zero() && base <= cap).then_some(Backoff { base, cap, tries: 0 })
     }
 
     /// The wait before the next try.
@@ -35,9 +31,7 @@ impl Backoff {
 
     fn ceiling(&self) -> Duration {
         let factor = 1u32.checked_shl(self.tries.min(31)).unwrap_or(u32::MAX);
-        self.base
-            .checked_mul(factor)
-            .map_or(self.cap, |wait| wait.min(self.cap))
+        self.base.checked_mul(factor).map_or(self.cap, |wait| wait.min(self.cap))
     }
 }
 

@@ -27,9 +27,7 @@ pub async fn check(config: &Config, connector: &Connector, environment: &Environ
         }
     }
     if config.amqp.is_some() {
-        report.line("rabbitmq", environment.check_broker().await, |_| {
-            "connected".into()
-        });
+        report.line("rabbitmq", environment.check_broker().await, |_| "connected".into());
     } else {
         println!("ok    rabbitmq: AMQP_URL is not set, RabbitMQ destinations are left to others");
     }
@@ -37,42 +35,24 @@ pub async fn check(config: &Config, connector: &Connector, environment: &Environ
 }
 
 async fn check_database(report: &mut Report, client: &Client) -> Option<()> {
-    report.line("server", writable(client).await, |version| {
-        format!("PostgreSQL {version}")
-    })?;
-    report.line("extension", extension(client).await, |version| {
-        format!("pg_outbox {version}")
-    })?;
-    report.line("privileges", privileges(client).await, |()| {
-        "all that a relay needs".into()
-    })
+    report.line("server", writable(client).await, |version| format!("PostgreSQL {version}"))?;
+    report.line("extension", extension(client).await, |version| format!("pg_outbox {version}"))?;
+    report.line("privileges", privileges(client).await, |()| "all that a relay needs".into())
 }
 
 async fn writable(client: &Client) -> Result<String> {
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_version'), pg_is_in_recovery()",
-            &[],
-        )
-        .await?;
+    let row = client.query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[]).await?;
     if row.try_get(1)? {
-        return Err(Error::Server(
-            "this is a standby; use target_session_attrs=read-write".into(),
-        ));
+        return Err(Error::Server("this is a standby; use target_session_attrs=read-write".into()));
     }
     Ok(row.try_get(0)?)
 }
 
 async fn extension(client: &Client) -> Result<String> {
     let row = client
-        .query_opt(
-            "SELECT extversion FROM pg_extension WHERE extname = 'pg_outbox'",
-            &[],
-        )
+        .query_opt("SELECT extversion FROM pg_extension WHERE extname = 'pg_outbox'", &[])
         .await?
-        .ok_or_else(|| {
-            Error::Server("not in this database; run CREATE EXTENSION pg_outbox".into())
-        })?;
+        .ok_or_else(|| Error::Server("not in this database; run CREATE EXTENSION pg_outbox".into()))?;
     let version: String = row.try_get(0)?;
     let ours = env!("CARGO_PKG_VERSION");
     let minor = |v: &str| v.rsplit_once('.').map(|(minor, _)| minor.to_owned());
@@ -85,14 +65,8 @@ async fn extension(client: &Client) -> Result<String> {
 }
 
 async fn privileges(client: &Client) -> Result<()> {
-    let user: String = client
-        .query_one("SELECT current_user::text", &[])
-        .await?
-        .try_get(0)?;
-    let usage: bool = client
-        .query_one("SELECT has_schema_privilege('outbox', 'USAGE')", &[])
-        .await?
-        .try_get(0)?;
+    let user: String = client.query_one("SELECT current_user::text", &[]).await?.try_get(0)?;
+    let usage: bool = client.query_one("SELECT has_schema_privilege('outbox', 'USAGE')", &[]).await?.try_get(0)?;
     let missing = match usage {
         true => client.query_one(RELAY_FUNCTIONS, &[]).await?.try_get(0)?,
         false => "the schema outbox".to_owned(),
@@ -100,27 +74,18 @@ async fn privileges(client: &Client) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::Server(format!(
-        "{user} may not use {missing}; run SELECT outbox.grant_relay('{user}')"
-    )))
+    Err(Error::Server(format!("{user} may not use {missing}; run SELECT outbox.grant_relay('{user}')")))
 }
 
-async fn check_destinations(
-    report: &mut Report,
-    config: &Config,
-    client: &Client,
-    environment: &Environment,
-) {
+async fn check_destinations(report: &mut Report, config: &Config, client: &Client, environment: &Environment) {
     let specs = async {
         environment.allow_networks_of_database(&store::webhook_allow_networks(client).await?);
         store::destinations(client).await
     };
-    let Some(specs) = report.line("destinations", specs.await, |specs| {
-        match (specs.len(), &config.amqp) {
-            (0, Some(_)) => "none; run registers the default one, rabbitmq".into(),
-            (0, None) => "none; events stay pending".into(),
-            (n, _) => format!("{n}"),
-        }
+    let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), &config.amqp) {
+        (0, Some(_)) => "none; run registers the default one, rabbitmq".into(),
+        (0, None) => "none; events stay pending".into(),
+        (n, _) => format!("{n}"),
     }) else {
         return;
     };

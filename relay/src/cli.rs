@@ -72,12 +72,7 @@ pub struct Options {
     #[arg(long, env = "OUTBOX_GRACE_PERIOD", value_name = "SECONDS")]
     pub grace_period: Option<u64>,
     /// Network that webhooks may reach although it is not public, such as 10.0.0.0/8; repeat or separate by commas
-    #[arg(
-        long,
-        env = "OUTBOX_WEBHOOK_ALLOW_NETWORKS",
-        value_name = "CIDR",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "OUTBOX_WEBHOOK_ALLOW_NETWORKS", value_name = "CIDR", value_delimiter = ',')]
     pub webhook_allow_networks: Option<Vec<String>>,
     /// Form of the log lines [default: text]
     #[arg(long, env = "OUTBOX_LOG_FORMAT", value_enum)]

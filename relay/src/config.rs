@@ -63,12 +63,7 @@ struct File {
 impl Config {
     /// Puts the sources together and checks them.
     pub fn load(options: &Options) -> Result<Self> {
-        let file = options
-            .config
-            .as_deref()
-            .map(read_file)
-            .transpose()?
-            .unwrap_or_default();
+        let file = options.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         Self::combine(options, file)
     }
 
@@ -78,10 +73,7 @@ impl Config {
         let database_url = database_url.ok_or_else(|| wrong("DATABASE_URL is not set"))?;
         let tuning = Tuning {
             max_in_flight: o.max_in_flight.or(file.max_in_flight).unwrap_or(2000),
-            max_bytes_in_flight: o
-                .max_bytes_in_flight
-                .or(file.max_bytes_in_flight)
-                .unwrap_or(16 << 20),
+            max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(16 << 20),
             claim_batch: o.claim_batch.or(file.claim_batch).unwrap_or(500),
             lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
         };
@@ -108,9 +100,7 @@ impl Config {
             tuning,
             grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
             log_format: o.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
-            log_level: text(&o.log_level)
-                .or(text(&file.log_level))
-                .unwrap_or_else(|| "info".into()),
+            log_level: text(&o.log_level).or(text(&file.log_level)).unwrap_or_else(|| "info".into()),
         })
     }
 }
@@ -125,21 +115,13 @@ fn wrong(message: impl Into<String>) -> Error {
 }
 
 fn read_file(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| wrong(format!("can't read {}: {error}", path.display())))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| wrong(format!("can't read {}: {error}", path.display())))?;
     parse_file(&text).map_err(|error| {
-        let line = error
-            .span()
-            .map(|span| text[..span.start.min(text.len())].lines().count().max(1));
-        let line = line
-            .map(|line| format!(", line {line}"))
-            .unwrap_or_default();
+        let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
         // The message names keys and types, and the line that it would quote may hold a password.
-        wrong(format!(
-            "{}{line}: {}",
-            path.display(),
-            first_line(error.message())
-        ))
+        wrong(format!("{}{line}: {}", path.display(), first_line(error.message())))
     })
 }
 
@@ -182,12 +164,7 @@ fn consumer(given: Option<String>) -> Result<String> {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
                 .or_else(|_| std::env::var("HOSTNAME"))
                 .unwrap_or_else(|_| "relay".into());
-            let host: String = host
-                .trim()
-                .chars()
-                .filter(char::is_ascii)
-                .take(48)
-                .collect();
+            let host: String = host.trim().chars().filter(char::is_ascii).take(48).collect();
             Ok(format!("{host}:{}", std::process::id()))
         }
     }
@@ -195,11 +172,7 @@ fn consumer(given: Option<String>) -> Result<String> {
 
 /// The first line of a message, without the credentials of any URL or connection string in it.
 pub fn first_line(message: &str) -> String {
-    let line = message
-        .lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .unwrap_or_default();
+    let line = message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     let mut out = String::new();
     for (i, word) in line.split(' ').enumerate() {
         if i > 0 {
@@ -227,10 +200,7 @@ mod tests {
     use super::*;
 
     fn options() -> Options {
-        Options {
-            database_url: Some("postgres://u:pw@h/db".into()),
-            ..Options::default()
-        }
+        Options { database_url: Some("postgres://u:pw@h/db".into()), ..Options::default() }
     }
 
     #[test]
@@ -239,20 +209,13 @@ mod tests {
         assert_eq!(config.http_listen.to_string(), "127.0.0.1:9464");
         assert_eq!(config.grace_period, Duration::from_secs(25));
         assert!(config.amqp.is_none());
-        assert!(
-            config
-                .consumer
-                .ends_with(&format!(":{}", std::process::id()))
-        );
+        assert!(config.consumer.ends_with(&format!(":{}", std::process::id())));
     }
 
     #[test]
     fn flag_and_environment_win_over_the_file() {
         let file = parse_file("claim_batch = 7\nlease = 30\nhttp_listen = '0.0.0.0:1'").unwrap();
-        let options = Options {
-            claim_batch: Some(9),
-            ..options()
-        };
+        let options = Options { claim_batch: Some(9), ..options() };
         let config = Config::combine(&options, file).ok().unwrap();
         assert_eq!(config.tuning.claim_batch, 9);
         assert_eq!(config.tuning.lease, Duration::from_secs(30));
@@ -276,50 +239,24 @@ mod tests {
             write("database_url = 'postgres://u:hunter2@h/db'\nlease = 'x'"),
             write("database_urll = 'postgres://u:hunter2@h/db'"),
         ] {
-            assert!(
-                !error.contains("hunter2") && !error.contains('\n'),
-                "{error}"
-            );
+            assert!(!error.contains("hunter2") && !error.contains('\n'), "{error}");
         }
         std::fs::remove_file(&dir).unwrap();
-        let shown = first_line(
-            "error: unexpected 'postgres://u:hunter2@h/db' and password=hunter2\n\nUsage",
-        );
+        let shown = first_line("error: unexpected 'postgres://u:hunter2@h/db' and password=hunter2\n\nUsage");
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 
     #[test]
     fn settings_out_of_range_are_refused() {
         for options in [
-            Options {
-                claim_batch: Some(0),
-                ..options()
-            },
-            Options {
-                max_in_flight: Some(0),
-                ..options()
-            },
-            Options {
-                lease: Some(0),
-                ..options()
-            },
-            Options {
-                amqp_url: Some("http://x".into()),
-                ..options()
-            },
-            Options {
-                consumer: Some("x".repeat(64)),
-                ..options()
-            },
-            Options {
-                database_url: Some(" ".into()),
-                ..options()
-            },
+            Options { claim_batch: Some(0), ..options() },
+            Options { max_in_flight: Some(0), ..options() },
+            Options { lease: Some(0), ..options() },
+            Options { amqp_url: Some("http://x".into()), ..options() },
+            Options { consumer: Some("x".repeat(64)), ..options() },
+            Options { database_url: Some(" ".into()), ..options() },
         ] {
-            assert!(matches!(
-                Config::combine(&options, File::default()),
-                Err(Error::Configuration(_))
-            ));
+            assert!(matches!(Config::combine(&options, File::default()), Err(Error::Configuration(_))));
         }
     }
 }

@@ -25,11 +25,7 @@ use crate::window::Plan;
 
 /// What a session's queries bring back.
 enum Answer {
-    Claimed {
-        asked: usize,
-        names: Vec<String>,
-        events: Vec<Claimed>,
-    },
+    Claimed { asked: usize, names: Vec<String>, events: Vec<Claimed> },
     Settled(Settlement),
     Destinations(Vec<Spec>),
     Renewed,
@@ -61,17 +57,9 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// Ready to catch up: the first thing it does is to read the destinations, then to claim.
-    pub fn new(
-        store: Arc<Store>,
-        environment: Arc<Environment>,
-        tuning: Tuning,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(store: Arc<Store>, environment: Arc<Environment>, tuning: Tuning, metrics: Metrics) -> Self {
         let (ended, done) = unbounded_channel();
-        let limits = Limits {
-            max_in_flight: tuning.max_in_flight,
-            max_bytes: tuning.max_bytes_in_flight,
-        };
+        let limits = Limits { max_in_flight: tuning.max_in_flight, max_bytes: tuning.max_bytes_in_flight };
         let lanes = Lanes::new(limits, environment.clone(), metrics.clone(), ended);
         Dispatcher {
             store,
@@ -95,11 +83,7 @@ impl Dispatcher {
     }
 
     /// Works until the session is lost (an error) or, after a shutdown, everything held is settled or given back.
-    pub async fn run(
-        &mut self,
-        notified: &mut UnboundedReceiver<Notification>,
-        shutdown: &Shutdown,
-    ) -> Result<()> {
+    pub async fn run(&mut self, notified: &mut UnboundedReceiver<Notification>, shutdown: &Shutdown) -> Result<()> {
         let mut ended = Vec::with_capacity(512);
         loop {
             self.advance();
@@ -135,16 +119,11 @@ impl Dispatcher {
         if self.stopping && !self.settling && !self.claiming {
             self.give_back();
         }
-        self.metrics
-            .held
-            .set(i64::try_from(self.ledger.len()).unwrap_or(i64::MAX));
+        self.metrics.held.set(i64::try_from(self.ledger.len()).unwrap_or(i64::MAX));
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        [self.look_again, self.ledger.next_renewal()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.look_again, self.ledger.next_renewal()].into_iter().flatten().min()
     }
 
     fn query(&mut self, query: impl Future<Output = Result<Answer>> + Send + 'static) {
@@ -152,17 +131,11 @@ impl Dispatcher {
     }
 
     fn claim(&mut self, now: Instant) {
-        match self
-            .lanes
-            .plan(self.tuning.claim_batch, self.average, self.turn, now)
-        {
+        match self.lanes.plan(self.tuning.claim_batch, self.average, self.turn, now) {
             Plan::Wait { until } => {
                 self.look_again = [self.look_again, until].into_iter().flatten().min();
             }
-            Plan::Claim {
-                count: asked,
-                include,
-            } => {
+            Plan::Claim { count: asked, include } => {
                 let names = self.lanes.names(&include);
                 let (store, lease) = (self.store.clone(), self.tuning.lease);
                 let bytes = self.tuning.max_bytes_in_flight;
@@ -170,11 +143,7 @@ impl Dispatcher {
                 self.metrics.claims.inc();
                 self.query(async move {
                     let events = store.claim(asked, &names, lease, bytes).await?;
-                    Ok(Answer::Claimed {
-                        asked,
-                        names,
-                        events,
-                    })
+                    Ok(Answer::Claimed { asked, names, events })
                 });
             }
         }
@@ -191,9 +160,7 @@ impl Dispatcher {
         self.metrics.settlements.inc();
         let store = self.store.clone();
         self.query(async move {
-            store
-                .settle(&settlement.tokens, &settlement.ids, &settlement.exceptions)
-                .await?;
+            store.settle(&settlement.tokens, &settlement.ids, &settlement.exceptions).await?;
             Ok(Answer::Settled(settlement))
         });
     }
@@ -231,11 +198,7 @@ impl Dispatcher {
 
     fn answered(&mut self, answer: Answer) {
         match answer {
-            Answer::Claimed {
-                asked,
-                names,
-                events,
-            } => self.claimed(asked, &names, events),
+            Answer::Claimed { asked, names, events } => self.claimed(asked, &names, events),
             Answer::Settled(settlement) => {
                 self.settling = false;
                 for (event_id, created_at) in &settlement.processed {
@@ -262,22 +225,11 @@ impl Dispatcher {
         } else {
             self.lanes.caught_up(names);
         }
-        if let Some(average) = events
-            .iter()
-            .map(|e| e.size)
-            .sum::<usize>()
-            .checked_div(events.len())
-        {
-            self.average = if average > self.average {
-                average
-            } else {
-                (self.average * 3 + average) / 4
-            };
+        if let Some(average) = events.iter().map(|e| e.size).sum::<usize>().checked_div(events.len()) {
+            self.average = if average > self.average { average } else { (self.average * 3 + average) / 4 };
         }
         let renew_at = Instant::now() + self.tuning.lease / 3;
-        events
-            .into_iter()
-            .for_each(|event| self.hand_out(event, renew_at));
+        events.into_iter().for_each(|event| self.hand_out(event, renew_at));
         self.lanes.flush();
     }
 
@@ -285,27 +237,14 @@ impl Dispatcher {
         let key = (claimed.token, claimed.id);
         let (event_id, created_at) = (claimed.event_id, claimed.created_at);
         trace::step("claimed", &event_id, None);
-        self.ledger.hold(
-            key,
-            claimed.destinations.len(),
-            event_id,
-            created_at,
-            renew_at,
-        );
+        self.ledger.hold(key, claimed.destinations.len(), event_id, created_at, renew_at);
         let event = claimed.event.map(Arc::new).filter(|_| !self.stopping);
         for destination in &claimed.destinations {
-            let given = event
-                .as_ref()
-                .is_some_and(|e| self.lanes.give(destination, key, claimed.size, e));
+            let given = event.as_ref().is_some_and(|e| self.lanes.give(destination, key, claimed.size, e));
             if !given {
                 self.metrics.released.inc();
                 self.more = true;
-                self.ledger.ended(
-                    key,
-                    &destination.as_str().into(),
-                    Ended::Released,
-                    Instant::now(),
-                );
+                self.ledger.ended(key, &destination.as_str().into(), Ended::Released, Instant::now());
             }
         }
     }
@@ -315,8 +254,7 @@ impl Dispatcher {
         if done.ended == Ended::Released {
             self.metrics.released.inc();
         }
-        self.ledger
-            .ended(done.key, &done.destination, done.ended, Instant::now());
+        self.ledger.ended(done.key, &done.destination, done.ended, Instant::now());
     }
 
     /// Any notification is only a wake-up, whatever its payload.

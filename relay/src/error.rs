@@ -32,9 +32,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Configuration(message) | Error::Server(message) | Error::Listen(message) => {
-                f.write_str(message)
-            }
+            Error::Configuration(message) | Error::Server(message) | Error::Listen(message) => f.write_str(message),
             Error::Database(error) => f.write_str(&describe(error)),
         }
     }
@@ -51,10 +49,7 @@ impl From<tokio_postgres::Error> for Error {
 /// One line that says what PostgreSQL said: message, hint and SQLSTATE, or the chain of causes.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
-        let hint = db
-            .hint()
-            .map(|hint| format!(" ({hint})"))
-            .unwrap_or_default();
+        let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         return format!("{}{hint} [SQLSTATE {}]", db.message(), db.code().code());
     }
     let mut line = error.to_string();

@@ -41,11 +41,7 @@ pub async fn serve(address: SocketAddr, metrics: Metrics, current: Current) -> R
 async fn readiness(State(pages): State<Pages>) -> Response {
     match pages.current.store() {
         Some(_) => (StatusCode::OK, "ready\n").into_response(),
-        None => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not connected to PostgreSQL\n",
-        )
-            .into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not connected to PostgreSQL\n").into_response(),
     }
 }
 
@@ -55,21 +51,11 @@ async fn show_metrics(State(pages): State<Pages>) -> Response {
         Some(store) => tokio::time::timeout(Duration::from_secs(2), store.stats())
             .await
             .ok()
-            .and_then(|r| {
-                r.inspect_err(|error| tracing::warn!(%error, "outbox.stats() failed"))
-                    .ok()
-            }),
+            .and_then(|r| r.inspect_err(|error| tracing::warn!(%error, "outbox.stats() failed")).ok()),
         None => None,
     };
     match pages.metrics.render(stats.as_ref()) {
-        Ok(text) => (
-            [(
-                header::CONTENT_TYPE,
-                "text/plain; version=0.0.4; charset=utf-8",
-            )],
-            text,
-        )
-            .into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -59,16 +59,7 @@ pub fn start(
     done: UnboundedSender<Done>,
 ) -> UnboundedSender<Order> {
     let (orders, inbox) = unbounded_channel();
-    let lane = Lane {
-        id,
-        name,
-        settings,
-        metrics,
-        done,
-        queue: Queue::default(),
-        epoch: 0,
-        halted: false,
-    };
+    let lane = Lane { id, name, settings, metrics, done, queue: Queue::default(), epoch: 0, halted: false };
     tokio::spawn(lane.run(inbox));
     orders
 }
@@ -108,22 +99,16 @@ impl Lane {
                 }
             }
         }
-        self.metrics
-            .in_flight
-            .sub(i64::try_from(under_way.len()).unwrap_or(0));
+        self.metrics.in_flight.sub(i64::try_from(under_way.len()).unwrap_or(0));
     }
 
     fn obey(&mut self, order: Order) {
         match order {
             Order::Deliver(items) if self.halted => {
-                items
-                    .into_iter()
-                    .for_each(|item| self.report(&item, Ended::Released));
+                items.into_iter().for_each(|item| self.report(&item, Ended::Released));
             }
             Order::Deliver(items) => {
-                items
-                    .into_iter()
-                    .for_each(|item| self.queue.push(item.line, item));
+                items.into_iter().for_each(|item| self.queue.push(item.line, item));
             }
             Order::Change(settings) => self.settings = settings,
             Order::Halt => {
@@ -136,35 +121,21 @@ impl Lane {
     fn ended(&mut self, epoch: u64, line: Line, item: Item, outcome: Outcome) {
         self.metrics.count(&outcome);
         let delivered = outcome == Outcome::Delivered;
-        let goes_on =
-            delivered || (matches!(outcome, Outcome::Rejected { .. }) && !self.settings.blocks);
+        let goes_on = delivered || (matches!(outcome, Outcome::Rejected { .. }) && !self.settings.blocks);
         let down = matches!(outcome, Outcome::Unavailable { .. } | Outcome::Gone { .. });
-        let step = if delivered {
-            "confirmed"
-        } else {
-            "not delivered"
-        };
+        let step = if delivered { "confirmed" } else { "not delivered" };
         trace::step(step, &item.event.event_id, Some(&self.name));
         if let Some(error) = error_of(&outcome) {
             tracing::debug!(destination = &*self.name, event_id = %item.event.event_id, error, "not delivered");
         }
         // What was under way when the destination went down says nothing new about it.
         let late = epoch < self.epoch && matches!(outcome, Outcome::Unavailable { .. });
-        self.report(
-            &item,
-            if late {
-                Ended::Released
-            } else {
-                Ended::With(outcome)
-            },
-        );
+        self.report(&item, if late { Ended::Released } else { Ended::With(outcome) });
         if goes_on {
             self.queue.leave(line);
         } else {
             let dropped: VecDeque<Item> = self.queue.abandon(line);
-            dropped
-                .iter()
-                .for_each(|item| self.report(item, Ended::Released));
+            dropped.iter().for_each(|item| self.report(item, Ended::Released));
         }
         if down && !late {
             self.epoch += 1;
@@ -174,38 +145,21 @@ impl Lane {
 
     fn release_queue(&mut self) {
         let dropped = self.queue.drain();
-        dropped
-            .iter()
-            .for_each(|item| self.report(item, Ended::Released));
+        dropped.iter().for_each(|item| self.report(item, Ended::Released));
     }
 
     fn report(&self, item: &Item, ended: Ended) {
-        let done = Done {
-            lane: self.id,
-            destination: self.name.clone(),
-            key: item.key,
-            size: item.size,
-            ended,
-        };
+        let done = Done { lane: self.id, destination: self.name.clone(), key: item.key, size: item.size, ended };
         // The receiver is gone only when the session has ended, and its claims with it.
         let _ = self.done.send(done);
     }
 }
 
-async fn attempt(
-    target: Target,
-    name: Arc<str>,
-    epoch: u64,
-    line: Line,
-    item: Item,
-) -> (u64, Line, Item, Outcome) {
+async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: Item) -> (u64, Line, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let outcome = match &*target {
         Ok(destination) => destination.deliver(&item.event).await,
-        Err(error) => Outcome::Unavailable {
-            error: error.clone(),
-            retry_in: None,
-        },
+        Err(error) => Outcome::Unavailable { error: error.clone(), retry_in: None },
     };
     (epoch, line, item, outcome)
 }

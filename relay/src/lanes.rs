@@ -41,28 +41,13 @@ struct Lane {
 }
 
 impl Lanes {
-    pub fn new(
-        limits: Limits,
-        environment: Arc<Environment>,
-        metrics: Metrics,
-        done: UnboundedSender<Done>,
-    ) -> Self {
-        Lanes {
-            lanes: Vec::new(),
-            limits,
-            environment,
-            metrics,
-            done,
-            next_id: 0,
-        }
+    pub fn new(limits: Limits, environment: Arc<Environment>, metrics: Metrics, done: UnboundedSender<Done>) -> Self {
+        Lanes { lanes: Vec::new(), limits, environment, metrics, done, next_id: 0 }
     }
 
     /// Takes up what changed: new, changed and removed destinations.
     pub fn update(&mut self, specs: Vec<Spec>) {
-        let served: Vec<Spec> = specs
-            .into_iter()
-            .filter(|spec| self.environment.serves(&spec.kind))
-            .collect();
+        let served: Vec<Spec> = specs.into_iter().filter(|spec| self.environment.serves(&spec.kind)).collect();
         for lane in self.lanes.iter_mut().filter(|lane| !lane.retired) {
             if !served.iter().any(|spec| spec.name == *lane.name) {
                 tracing::info!(destination = &*lane.name, "no longer served");
@@ -70,11 +55,7 @@ impl Lanes {
             }
         }
         for spec in served {
-            match self
-                .lanes
-                .iter_mut()
-                .find(|lane| !lane.retired && *lane.name == *spec.name)
-            {
+            match self.lanes.iter_mut().find(|lane| !lane.retired && *lane.name == *spec.name) {
                 Some(lane) if lane.spec == spec => {}
                 Some(lane) => {
                     tracing::info!(destination = spec.name, "changed");
@@ -87,50 +68,31 @@ impl Lanes {
                 None => self.add(spec),
             }
         }
-        self.lanes
-            .retain(|lane| !(lane.retired && lane.window.held == 0));
+        self.lanes.retain(|lane| !(lane.retired && lane.window.held == 0));
     }
 
     fn add(&mut self, spec: Spec) {
         tracing::info!(destination = spec.name, kind = spec.kind, "served");
         let settings = settings(&spec, &self.environment);
         let name: Arc<str> = spec.name.as_str().into();
-        let window = Window::new(
-            window_limit(&spec, &settings, self.limits),
-            self.limits.max_bytes,
-        );
+        let window = Window::new(window_limit(&spec, &settings, self.limits), self.limits.max_bytes);
         let id = self.next_id;
         self.next_id += 1;
         let metrics = self.metrics.lane(&name);
         let orders = lane::start(id, name.clone(), settings, metrics, self.done.clone());
-        self.lanes.push(Lane {
-            id,
-            name,
-            spec,
-            window,
-            orders,
-            batch: Vec::new(),
-            retired: false,
-        });
+        self.lanes.push(Lane { id, name, spec, window, orders, batch: Vec::new(), retired: false });
     }
 
     /// What the next claim asks for; the positions are for [`Lanes::names`].
     pub fn plan(&mut self, batch: usize, average: usize, turn: bool, now: Instant) -> Plan {
-        let mut windows: Vec<&mut Window> = self
-            .lanes
-            .iter_mut()
-            .filter(|lane| !lane.retired)
-            .map(|lane| &mut lane.window)
-            .collect();
+        let mut windows: Vec<&mut Window> =
+            self.lanes.iter_mut().filter(|lane| !lane.retired).map(|lane| &mut lane.window).collect();
         window::plan(&mut windows, batch, average, turn, now)
     }
 
     pub fn names(&self, include: &[usize]) -> Vec<String> {
         let active: Vec<&Lane> = self.lanes.iter().filter(|lane| !lane.retired).collect();
-        include
-            .iter()
-            .map(|i| active[*i].name.to_string())
-            .collect()
+        include.iter().map(|i| active[*i].name.to_string()).collect()
     }
 
     /// A claim for these destinations brought all there was.
@@ -144,22 +106,13 @@ impl Lanes {
 
     /// Gives an event to one of its destinations, unless that one has no room or is not served.
     pub fn give(&mut self, destination: &str, key: Key, size: usize, event: &Arc<Event>) -> bool {
-        let Some(lane) = self
-            .lanes
-            .iter_mut()
-            .find(|lane| !lane.retired && *lane.name == *destination)
-        else {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| !lane.retired && *lane.name == *destination) else {
             return false;
         };
         if !lane.window.admit(size) {
             return false;
         }
-        lane.batch.push(Item {
-            key,
-            line: line_of(event),
-            size,
-            event: event.clone(),
-        });
+        lane.batch.push(Item { key, line: line_of(event), size, event: event.clone() });
         true
     }
 
@@ -201,25 +154,11 @@ impl Lane {
 fn settings(spec: &Spec, environment: &Environment) -> Settings {
     let target = Destination::build(spec, environment).map_err(|error| error.to_string());
     if let Err(error) = &target {
-        tracing::error!(
-            destination = spec.name,
-            error,
-            "can't be served as it is configured"
-        );
+        tracing::error!(destination = spec.name, error, "can't be served as it is configured");
     }
-    let concurrency = target
-        .as_ref()
-        .map_or(1, |destination| destination.concurrency().max(1));
-    let blocks = spec
-        .settings
-        .get("on_failure")
-        .and_then(|value| value.as_str())
-        == Some("block");
-    Settings {
-        target: Arc::new(target),
-        concurrency,
-        blocks,
-    }
+    let concurrency = target.as_ref().map_or(1, |destination| destination.concurrency().max(1));
+    let blocks = spec.settings.get("on_failure").and_then(|value| value.as_str()) == Some("block");
+    Settings { target: Arc::new(target), concurrency, blocks }
 }
 
 /// A broker confirms in bulk; a receiver that answers one by one is given a few rounds' work.

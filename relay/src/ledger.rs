@@ -75,27 +75,11 @@ const BATCH: usize = 1000;
 
 impl Ledger {
     /// Takes an event into the books, with the number of its deliveries.
-    pub fn hold(
-        &mut self,
-        key: Key,
-        deliveries: usize,
-        event_id: Uuid,
-        created_at: SystemTime,
-        renew_at: Instant,
-    ) {
+    pub fn hold(&mut self, key: Key, deliveries: usize, event_id: Uuid, created_at: SystemTime, renew_at: Instant) {
         let open = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        let held = Held {
-            open,
-            delivered: Vec::new(),
-            split: false,
-            created_at,
-            event_id,
-        };
+        let held = Held { open, delivered: Vec::new(), split: false, created_at, event_id };
         if self.held.insert(key, held).is_none() {
-            self.claims
-                .entry(key.0)
-                .or_insert(Claim { held: 0, renew_at })
-                .held += 1;
+            self.claims.entry(key.0).or_insert(Claim { held: 0, renew_at }).held += 1;
         }
     }
 
@@ -134,9 +118,7 @@ impl Ledger {
             }
             other => {
                 self.split(key);
-                self.batch()
-                    .exceptions
-                    .push(exception(key, destination, other));
+                self.batch().exceptions.push(exception(key, destination, other));
             }
         }
         if last {
@@ -189,9 +171,7 @@ impl Ledger {
 
     /// The next settlement to send.
     pub fn settlement(&mut self) -> Option<Settlement> {
-        self.ready
-            .pop_front()
-            .filter(|settlement| !settlement.is_empty())
+        self.ready.pop_front().filter(|settlement| !settlement.is_empty())
     }
 
     /// Reports what went well of events whose other destinations take too long; says when to call again.
@@ -216,10 +196,7 @@ impl Ledger {
 
     /// The claims whose leases are to be renewed now.
     pub fn renew(&mut self, now: Instant, next: Instant) -> Vec<i64> {
-        let due = self
-            .claims
-            .iter_mut()
-            .filter(|(_, claim)| claim.renew_at <= now);
+        let due = self.claims.iter_mut().filter(|(_, claim)| claim.renew_at <= now);
         due.map(|(token, claim)| {
             claim.renew_at = next;
             *token
@@ -235,20 +212,11 @@ pub fn exception(key: Key, destination: &Arc<str>, ended: Ended) -> Exception {
         Ended::With(Outcome::Delivered) => ("delivered", None, None),
         Ended::With(Outcome::Failed { error, retry_in }) => ("failed", Some(error), retry_in),
         Ended::With(Outcome::Rejected { error }) => ("rejected", Some(error), None),
-        Ended::With(Outcome::Unavailable { error, retry_in }) => {
-            ("unavailable", Some(error), retry_in)
-        }
+        Ended::With(Outcome::Unavailable { error, retry_in }) => ("unavailable", Some(error), retry_in),
         Ended::With(Outcome::Gone { error }) => ("gone", Some(error), None),
     };
     let retry_in = retry_in.map(|wait| wait.as_secs_f64());
-    Exception {
-        token: key.0,
-        id: key.1,
-        destination: destination.clone(),
-        outcome,
-        error,
-        retry_in,
-    }
+    Exception { token: key.0, id: key.1, destination: destination.clone(), outcome, error, retry_in }
 }
 
 #[cfg(test)]
@@ -258,13 +226,7 @@ mod tests {
     fn ledger(deliveries: usize) -> (Ledger, Instant) {
         let mut ledger = Ledger::default();
         let now = Instant::now();
-        ledger.hold(
-            (1, 5),
-            deliveries,
-            Uuid::nil(),
-            SystemTime::now(),
-            now + Duration::from_secs(20),
-        );
+        ledger.hold((1, 5), deliveries, Uuid::nil(), SystemTime::now(), now + Duration::from_secs(20));
         (ledger, now)
     }
 
@@ -273,10 +235,7 @@ mod tests {
     }
 
     fn failed() -> Ended {
-        Ended::With(Outcome::Failed {
-            error: "500".into(),
-            retry_in: Some(Duration::from_secs(2)),
-        })
+        Ended::With(Outcome::Failed { error: "500".into(), retry_in: Some(Duration::from_secs(2)) })
     }
 
     const DELIVERED: Ended = Ended::With(Outcome::Delivered);
@@ -300,11 +259,7 @@ mod tests {
         ledger.ended((1, 5), &name("a"), DELIVERED, now);
         ledger.ended((1, 5), &name("b"), failed(), now);
         let told = ledger.settlement().unwrap();
-        let outcomes: Vec<_> = told
-            .exceptions
-            .iter()
-            .map(|e| (&*e.destination, e.outcome))
-            .collect();
+        let outcomes: Vec<_> = told.exceptions.iter().map(|e| (&*e.destination, e.outcome)).collect();
         assert_eq!(outcomes, [("a", "delivered"), ("b", "failed")]);
         assert_eq!(told.exceptions[1].retry_in, Some(2.0));
         ledger.ended((1, 5), &name("c"), DELIVERED, now);
@@ -321,10 +276,7 @@ mod tests {
         assert_eq!(ledger.report_partial(now), Some(now + PATIENCE));
         assert!(ledger.settlement().is_none());
         assert_eq!(ledger.report_partial(now + PATIENCE), None);
-        assert_eq!(
-            ledger.settlement().unwrap().exceptions[0].outcome,
-            "delivered"
-        );
+        assert_eq!(ledger.settlement().unwrap().exceptions[0].outcome, "delivered");
         assert_eq!(ledger.len(), 1);
     }
 
@@ -348,9 +300,7 @@ mod tests {
             ledger.hold((1, id), 1, Uuid::nil(), SystemTime::now(), now);
             ledger.ended((1, id), &name("a"), DELIVERED, now);
         }
-        let sizes: Vec<_> = std::iter::from_fn(|| ledger.settlement())
-            .map(|s| s.ids.len())
-            .collect();
+        let sizes: Vec<_> = std::iter::from_fn(|| ledger.settlement()).map(|s| s.ids.len()).collect();
         assert_eq!(sizes, [1000, 1000, 500]);
     }
 

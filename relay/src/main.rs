@@ -81,12 +81,9 @@ fn start(command: &Command) -> Result<bool> {
         .build()
         .map_err(|error| Error::Server(format!("can't start the runtime: {error}")))?;
     let done = runtime.block_on(async {
-        let environment =
-            Environment::new(&config).map_err(|error| Error::Configuration(error.to_string()))?;
+        let environment = Environment::new(&config).map_err(|error| Error::Configuration(error.to_string()))?;
         match command {
-            Command::Run(_) => run(config, connector, Arc::new(environment))
-                .await
-                .map(|()| true),
+            Command::Run(_) => run(config, connector, Arc::new(environment)).await.map(|()| true),
             Command::Check(_) => Ok(check::check(&config, &connector, &environment).await),
         }
     });
@@ -95,43 +92,24 @@ fn start(command: &Command) -> Result<bool> {
 }
 
 fn start_logging(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level).map_err(|_| {
-        Error::Configuration("log_level is neither a level nor a list of directives".into())
-    })?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&config.log_level)
+        .map_err(|_| Error::Configuration("log_level is neither a level nor a list of directives".into()))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
-        LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
     }
     Ok(())
 }
 
 /// Relays until a signal, then drains for the grace period at most. What is held after that, the server gives back.
-async fn run(
-    config: Arc<Config>,
-    connector: Connector,
-    environment: Arc<Environment>,
-) -> Result<()> {
+async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environment>) -> Result<()> {
     let metrics = Metrics::new().map_err(|error| Error::Server(error.to_string()))?;
     let current = Current::default();
-    let shutdown = Shutdown::on_signals()
-        .map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
+    let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     http::serve(config.http_listen, metrics.clone(), current.clone()).await?;
     let grace = config.grace_period;
-    let sessions = Sessions {
-        config,
-        connector,
-        environment,
-        metrics,
-        current,
-        shutdown: shutdown.clone(),
-    };
+    let sessions = Sessions { config, connector, environment, metrics, current, shutdown: shutdown.clone() };
     let expired = async {
         shutdown.requested().await;
         tokio::time::sleep(grace).await;

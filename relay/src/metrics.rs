@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::destination::Outcome;
@@ -31,10 +31,8 @@ pub struct Metrics {
     oldest_pending: Gauge,
 }
 
-const BUCKETS: [f64; 18] = [
-    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-    10.0, 60.0, 600.0,
-];
+const BUCKETS: [f64; 18] =
+    [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
 
 impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
@@ -58,72 +56,35 @@ impl Metrics {
             deliveries: add(
                 r,
                 IntCounterVec::new(
-                    Opts::new(
-                        "outbox_deliveries_total",
-                        "Attempts to deliver, by destination and outcome.",
-                    ),
+                    Opts::new("outbox_deliveries_total", "Attempts to deliver, by destination and outcome."),
                     &["destination", "outcome"],
                 )?,
             )?,
             in_flight: add(
                 r,
                 IntGaugeVec::new(
-                    Opts::new(
-                        "outbox_deliveries_in_flight",
-                        "Attempts under way, by destination.",
-                    ),
+                    Opts::new("outbox_deliveries_in_flight", "Attempts under way, by destination."),
                     &["destination"],
                 )?,
             )?,
-            held: gauge(
-                r,
-                "outbox_relay_events_held",
-                "Events claimed by this relay and not settled yet.",
-            )?,
+            held: gauge(r, "outbox_relay_events_held", "Events claimed by this relay and not settled yet.")?,
             claims: counter(r, "outbox_relay_claims_total", "Calls of outbox.claim.")?,
             claimed: counter(r, "outbox_relay_events_claimed_total", "Events claimed.")?,
-            settlements: counter(
-                r,
-                "outbox_relay_settlements_total",
-                "Calls of outbox.settle.",
-            )?,
+            settlements: counter(r, "outbox_relay_settlements_total", "Calls of outbox.settle.")?,
             released: counter(
                 r,
                 "outbox_relay_deliveries_released_total",
                 "Deliveries given back untried or uncounted.",
             )?,
-            notifications: counter(
-                r,
-                "outbox_relay_notifications_total",
-                "Notifications received.",
-            )?,
-            connected: gauge(
-                r,
-                "outbox_relay_connected",
-                "1 while the relay listens and is attached.",
-            )?,
-            reconnects: counter(
-                r,
-                "outbox_relay_reconnects_total",
-                "Sessions with PostgreSQL that were lost.",
-            )?,
-            pending: gauge(
-                r,
-                "outbox_events_pending",
-                "Events owed to at least one destination.",
-            )?,
-            processing: gauge(
-                r,
-                "outbox_events_processing",
-                "Events claimed by any consumer.",
-            )?,
+            notifications: counter(r, "outbox_relay_notifications_total", "Notifications received.")?,
+            connected: gauge(r, "outbox_relay_connected", "1 while the relay listens and is attached.")?,
+            reconnects: counter(r, "outbox_relay_reconnects_total", "Sessions with PostgreSQL that were lost.")?,
+            pending: gauge(r, "outbox_events_pending", "Events owed to at least one destination.")?,
+            processing: gauge(r, "outbox_events_processing", "Events claimed by any consumer.")?,
             failed: gauge(r, "outbox_events_failed", "Dead letters.")?,
             oldest_pending: add(
                 r,
-                Gauge::new(
-                    "outbox_events_oldest_pending_seconds",
-                    "Age of the oldest event that waits.",
-                )?,
+                Gauge::new("outbox_events_oldest_pending_seconds", "Age of the oldest event that waits.")?,
             )?,
             registry,
         })
@@ -145,9 +106,7 @@ impl Metrics {
     /// An event that was created then has been settled as delivered everywhere.
     pub fn settled(&self, created_at: SystemTime) {
         self.processed.inc();
-        let age = SystemTime::now()
-            .duration_since(created_at)
-            .unwrap_or(Duration::ZERO);
+        let age = SystemTime::now().duration_since(created_at).unwrap_or(Duration::ZERO);
         self.duration.observe(age.as_secs_f64());
     }
 
@@ -201,10 +160,7 @@ impl LaneMetrics {
     }
 }
 
-fn add<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: C,
-) -> prometheus::Result<C> {
+fn add<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
@@ -226,12 +182,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.settled(SystemTime::now() - Duration::from_millis(4));
         metrics.lane("crm").count(&Outcome::Delivered);
-        let stats = Stats {
-            pending: 7,
-            processing: 2,
-            failed: 1,
-            oldest_pending: Some(1.5),
-        };
+        let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: Some(1.5) };
         let text = metrics.render(Some(&stats)).unwrap();
         for line in [
             "outbox_events_processed_total 1",
@@ -241,22 +192,14 @@ mod tests {
             "outbox_events_oldest_pending_seconds 1.5",
             "outbox_deliveries_total{destination=\"crm\",outcome=\"delivered\"} 1",
         ] {
-            assert!(
-                text.lines().any(|l| l == line),
-                "no line {line:?} in\n{text}"
-            );
+            assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
         }
     }
 
     #[test]
     fn a_database_that_does_not_answer_shows_no_stale_figures() {
         let metrics = Metrics::new().unwrap();
-        let stats = Stats {
-            pending: 7,
-            processing: 2,
-            failed: 1,
-            oldest_pending: None,
-        };
+        let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: None };
         metrics.render(Some(&stats)).unwrap();
         let text = metrics.render(None).unwrap();
         assert!(!text.contains("outbox_events_pending"));

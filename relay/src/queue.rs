@@ -17,11 +17,7 @@ pub struct Queue<T> {
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Queue {
-            ready: VecDeque::new(),
-            behind: HashMap::new(),
-            len: 0,
-        }
+        Queue { ready: VecDeque::new(), behind: HashMap::new(), len: 0 }
     }
 }
 
@@ -58,9 +54,7 @@ impl<T> Queue<T> {
 
     /// The delivery under way of this line ended without success: gives up those behind it.
     pub fn abandon(&mut self, line: Line) -> VecDeque<T> {
-        let dropped = line
-            .and_then(|key| self.behind.remove(&key))
-            .unwrap_or_default();
+        let dropped = line.and_then(|key| self.behind.remove(&key)).unwrap_or_default();
         self.len -= dropped.len();
         dropped
     }
@@ -96,13 +90,7 @@ mod tests {
 
     #[test]
     fn one_aggregate_goes_one_by_one_in_order_while_others_pass() {
-        let mut queue = queue(&[
-            (Some(1), 1),
-            (Some(1), 2),
-            (Some(2), 3),
-            (None, 4),
-            (Some(1), 5),
-        ]);
+        let mut queue = queue(&[(Some(1), 1), (Some(1), 2), (Some(2), 3), (None, 4), (Some(1), 5)]);
         assert_eq!(queue.pop(), Some((Some(1), 1)));
         assert_eq!(queue.pop(), Some((Some(2), 3)));
         assert_eq!(queue.pop(), Some((None, 4)));
@@ -124,13 +112,7 @@ mod tests {
 
     #[test]
     fn a_failure_gives_up_the_later_ones_of_its_aggregate_alone() {
-        let mut queue = queue(&[
-            (Some(1), 1),
-            (Some(1), 2),
-            (Some(1), 3),
-            (Some(2), 4),
-            (Some(2), 5),
-        ]);
+        let mut queue = queue(&[(Some(1), 1), (Some(1), 2), (Some(1), 3), (Some(2), 4), (Some(2), 5)]);
         queue.pop();
         assert_eq!(queue.abandon(Some(1)), [2, 3]);
         assert_eq!(queue.pop(), Some((Some(2), 4)));
@@ -142,13 +124,7 @@ mod tests {
 
     #[test]
     fn draining_keeps_the_lines_under_way_taken() {
-        let mut queue = queue(&[
-            (Some(1), 1),
-            (Some(1), 2),
-            (Some(2), 3),
-            (Some(2), 4),
-            (None, 5),
-        ]);
+        let mut queue = queue(&[(Some(1), 1), (Some(1), 2), (Some(2), 3), (Some(2), 4), (None, 5)]);
         queue.pop();
         let mut dropped = queue.drain();
         dropped.sort_unstable();

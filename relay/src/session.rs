@@ -24,10 +24,7 @@ pub struct Current(Arc<Mutex<Option<Arc<Store>>>>);
 
 impl Current {
     pub fn store(&self) -> Option<Arc<Store>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, store: Option<Arc<Store>>) {
@@ -75,13 +72,7 @@ impl Sessions {
         let open = async {
             let claims = self.connector.connect(Some(notified)).await?;
             let settles = self.connector.connect(None).await?;
-            let store = Store::open(
-                claims.client,
-                settles.client,
-                &self.config.consumer,
-                claims.utf8,
-            )
-            .await?;
+            let store = Store::open(claims.client, settles.client, &self.config.consumer, claims.utf8).await?;
             if self.config.amqp.is_some() && store.register_default().await? {
                 tracing::info!("no destination yet: registered the default one, rabbitmq");
             }
@@ -93,17 +84,8 @@ impl Sessions {
         };
         self.current.set(Some(store.clone()));
         self.metrics.connected.set(1);
-        tracing::info!(
-            consumer = self.config.consumer,
-            database = self.connector.target(),
-            "listening"
-        );
-        let mut dispatcher = Dispatcher::new(
-            store,
-            self.environment.clone(),
-            self.config.tuning,
-            self.metrics.clone(),
-        );
+        tracing::info!(consumer = self.config.consumer, database = self.connector.target(), "listening");
+        let mut dispatcher = Dispatcher::new(store, self.environment.clone(), self.config.tuning, self.metrics.clone());
         tokio::select! {
             biased;
             result = dispatcher.run(&mut notifications, &self.shutdown) => result,

@@ -72,30 +72,14 @@ pub struct Store {
 impl Store {
     /// Listens, attaches and prepares, in this order: what is committed from now on is heard of.
     pub async fn open(claims: Client, settles: Client, consumer: &str, utf8: bool) -> Result<Self> {
-        claims
-            .batch_execute(
-                "SET synchronous_commit = off; LISTEN outbox_events; LISTEN outbox_destinations",
-            )
-            .await?;
-        settles
-            .batch_execute("SET synchronous_commit = off")
-            .await?;
-        claims
-            .execute("SELECT outbox.attach($1)", &[&consumer])
-            .await?;
+        claims.batch_execute("SET synchronous_commit = off; LISTEN outbox_events; LISTEN outbox_destinations").await?;
+        settles.batch_execute("SET synchronous_commit = off").await?;
+        claims.execute("SELECT outbox.attach($1)", &[&consumer]).await?;
         let claim = claims.prepare(CLAIM).await?;
         let settle = settles.prepare(SETTLE).await?;
         let renew = settles.prepare(RENEW).await?;
         let stats = settles.prepare(STATS).await?;
-        Ok(Store {
-            claims,
-            settles,
-            claim,
-            settle,
-            renew,
-            stats,
-            utf8,
-        })
+        Ok(Store { claims, settles, claim, settle, renew, stats, utf8 })
     }
 
     /// Claims up to `count` events and keeps the payloads of the first `bytes` of them, of one at least.
@@ -122,25 +106,15 @@ impl Store {
     }
 
     /// Settles many events at once and returns how many changed.
-    pub async fn settle(
-        &self,
-        tokens: &[i64],
-        ids: &[i64],
-        exceptions: &[Exception],
-    ) -> Result<i64> {
+    pub async fn settle(&self, tokens: &[i64], ids: &[i64], exceptions: &[Exception]) -> Result<i64> {
         let exceptions: Vec<Exception> = exceptions.iter().map(|e| self.storable(e)).collect();
-        let row = self
-            .settles
-            .query_one(&self.settle, &[&tokens, &ids, &Json(&exceptions)])
-            .await?;
+        let row = self.settles.query_one(&self.settle, &[&tokens, &ids, &Json(&exceptions)]).await?;
         Ok(row.try_get(0)?)
     }
 
     /// Starts the leases of these claims anew.
     pub async fn renew(&self, tokens: &[i64], lease: Duration) -> Result<()> {
-        self.settles
-            .query_one(&self.renew, &[&tokens, &lease.as_secs_f64()])
-            .await?;
+        self.settles.query_one(&self.renew, &[&tokens, &lease.as_secs_f64()]).await?;
         Ok(())
     }
 
@@ -156,11 +130,7 @@ impl Store {
 
     /// Adds the default RabbitMQ destination when there is none at all.
     pub async fn register_default(&self) -> Result<bool> {
-        Ok(self
-            .settles
-            .query_one("SELECT outbox.register_default()", &[])
-            .await?
-            .try_get(0)?)
+        Ok(self.settles.query_one("SELECT outbox.register_default()", &[]).await?.try_get(0)?)
     }
 
     pub async fn webhook_allow_networks(&self) -> Result<String> {
@@ -181,19 +151,9 @@ impl Store {
     fn storable(&self, exception: &Exception) -> Exception {
         let error = exception.error.as_deref().map(|error| {
             let kept = error.chars().take(2000);
-            kept.map(|c| {
-                if c == '\0' || !(self.utf8 || c.is_ascii()) {
-                    '?'
-                } else {
-                    c
-                }
-            })
-            .collect()
+            kept.map(|c| if c == '\0' || !(self.utf8 || c.is_ascii()) { '?' } else { c }).collect()
         });
-        Exception {
-            error,
-            ..exception.clone()
-        }
+        Exception { error, ..exception.clone() }
     }
 }
 
@@ -203,9 +163,7 @@ pub async fn destinations(client: &Client) -> Result<Vec<Spec>> {
 }
 
 pub async fn webhook_allow_networks(client: &Client) -> Result<String> {
-    let row = client
-        .query_one("SELECT outbox.webhook_allow_networks()", &[])
-        .await?;
+    let row = client.query_one("SELECT outbox.webhook_allow_networks()", &[]).await?;
     Ok(row.try_get::<_, Option<String>>(0)?.unwrap_or_default())
 }
 
@@ -240,12 +198,7 @@ fn read_claimed(row: &Row, keep: bool) -> Result<Claimed> {
     Ok(claimed)
 }
 
-fn read_event(
-    row: &Row,
-    claimed: &Claimed,
-    data: JsonText<'_>,
-    metadata: JsonText<'_>,
-) -> Result<Event> {
+fn read_event(row: &Row, claimed: &Claimed, data: JsonText<'_>, metadata: JsonText<'_>) -> Result<Event> {
     let retries: i32 = row.try_get(10)?;
     Ok(Event {
         event_id: claimed.event_id,
@@ -265,10 +218,7 @@ fn read_event(
 struct JsonText<'a>(&'a str);
 
 impl<'a> FromSql<'a> for JsonText<'a> {
-    fn from_sql(
-        ty: &Type,
-        raw: &'a [u8],
-    ) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> std::result::Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         let text = match raw {
             [1, text @ ..] if *ty == Type::JSONB => text,
             _ if *ty == Type::JSONB => return Err("unknown version of jsonb".into()),

@@ -29,16 +29,11 @@ pub fn notified(payload: &str) {
     if enabled()
         && let Ok(payload) = serde_json::from_str::<Payload>(payload)
     {
-        payload
-            .events
-            .iter()
-            .for_each(|event| step("notified", &event.event_id, None));
+        payload.events.iter().for_each(|event| step("notified", &event.event_id, None));
     }
 }
 
 fn now_us() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }

@@ -22,14 +22,7 @@ pub struct Window {
 
 impl Window {
     pub fn new(limit: usize, byte_limit: usize) -> Self {
-        Window {
-            limit: limit.max(1),
-            byte_limit,
-            held: 0,
-            bytes: 0,
-            full_since: None,
-            lagging: false,
-        }
+        Window { limit: limit.max(1), byte_limit, held: 0, bytes: 0, full_since: None, lagging: false }
     }
 
     /// Takes a delivery in, unless there is no room. An idle destination takes any size.
@@ -78,13 +71,7 @@ pub enum Plan {
 }
 
 /// Decides the next claim. `turn` says that lagging destinations are to be included this time.
-pub fn plan(
-    windows: &mut [&mut Window],
-    batch: usize,
-    average: usize,
-    turn: bool,
-    now: Instant,
-) -> Plan {
+pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, turn: bool, now: Instant) -> Plan {
     let open: Vec<bool> = windows.iter().map(|w| w.is_open(batch, average)).collect();
     if !open.contains(&true) {
         return Plan::Wait { until: None };
@@ -106,18 +93,10 @@ pub fn plan(
     }
     let prompt = |i: &usize| open[*i] && !windows[*i].lagging;
     let only_lagging = !(0..windows.len()).any(|i| prompt(&i));
-    let include: Vec<usize> = (0..windows.len())
-        .filter(|i| prompt(i) || (open[*i] && (turn || only_lagging)))
-        .collect();
-    let room = include
-        .iter()
-        .map(|i| windows[*i].room(average))
-        .min()
-        .unwrap_or(0);
-    Plan::Claim {
-        count: room.min(batch).max(1),
-        include,
-    }
+    let include: Vec<usize> =
+        (0..windows.len()).filter(|i| prompt(i) || (open[*i] && (turn || only_lagging))).collect();
+    let room = include.iter().map(|i| windows[*i].room(average)).min().unwrap_or(0);
+    Plan::Claim { count: room.min(batch).max(1), include }
 }
 
 #[cfg(test)]
@@ -127,77 +106,37 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn full(limit: usize) -> Window {
-        Window {
-            held: limit,
-            ..Window::new(limit, MIB)
-        }
+        Window { held: limit, ..Window::new(limit, MIB) }
     }
 
     fn decide(windows: &mut [Window], turn: bool, now: Instant) -> Plan {
-        plan(
-            &mut windows.iter_mut().collect::<Vec<_>>(),
-            500,
-            100,
-            turn,
-            now,
-        )
+        plan(&mut windows.iter_mut().collect::<Vec<_>>(), 500, 100, turn, now)
     }
 
     #[test]
     fn a_lone_full_destination_is_waited_for_without_a_timer() {
         let mut windows = [full(2000)];
-        assert_eq!(
-            decide(&mut windows, true, Instant::now()),
-            Plan::Wait { until: None }
-        );
+        assert_eq!(decide(&mut windows, true, Instant::now()), Plan::Wait { until: None });
         windows[0].held = 1700;
-        assert_eq!(
-            decide(&mut windows, true, Instant::now()),
-            Plan::Claim {
-                count: 300,
-                include: vec![0]
-            }
-        );
+        assert_eq!(decide(&mut windows, true, Instant::now()), Plan::Claim { count: 300, include: vec![0] });
     }
 
     #[test]
     fn a_slow_destination_holds_the_others_up_once_and_briefly() {
         let now = Instant::now();
         let mut windows = [Window::new(2000, MIB), full(64)];
-        assert_eq!(
-            decide(&mut windows, true, now),
-            Plan::Wait {
-                until: Some(now + PATIENCE)
-            }
-        );
+        assert_eq!(decide(&mut windows, true, now), Plan::Wait { until: Some(now + PATIENCE) });
         let late = now + PATIENCE;
-        let without = Plan::Claim {
-            count: 500,
-            include: vec![0],
-        };
+        let without = Plan::Claim { count: 500, include: vec![0] };
         assert_eq!(decide(&mut windows, true, late), without);
         windows[1].held = 30;
         assert_eq!(decide(&mut windows, false, late), without);
-        assert_eq!(
-            decide(&mut windows, true, late),
-            Plan::Claim {
-                count: 34,
-                include: vec![0, 1]
-            },
-            "at its own pace"
-        );
+        assert_eq!(decide(&mut windows, true, late), Plan::Claim { count: 34, include: vec![0, 1] }, "at its own pace");
         windows[1].held = 64;
         assert_eq!(decide(&mut windows, true, late), without, "no second wait");
         windows[1].held = 0;
         windows[1].caught_up();
-        assert_eq!(
-            decide(&mut windows, false, late),
-            Plan::Claim {
-                count: 64,
-                include: vec![0, 1]
-            },
-            "caught up"
-        );
+        assert_eq!(decide(&mut windows, false, late), Plan::Claim { count: 64, include: vec![0, 1] }, "caught up");
     }
 
     #[test]
@@ -205,17 +144,11 @@ mod tests {
         let mut window = Window::new(2000, MIB);
         assert_eq!(
             plan(&mut [&mut window], 500, MIB / 4, true, Instant::now()),
-            Plan::Claim {
-                count: 4,
-                include: vec![0]
-            }
+            Plan::Claim { count: 4, include: vec![0] }
         );
         assert_eq!(
             plan(&mut [&mut window], 500, 100 * MIB, true, Instant::now()),
-            Plan::Claim {
-                count: 1,
-                include: vec![0]
-            }
+            Plan::Claim { count: 1, include: vec![0] }
         );
         assert!(window.admit(100 * MIB));
         assert!(!window.admit(1));
@@ -225,9 +158,6 @@ mod tests {
 
     #[test]
     fn nobody_to_serve_is_nothing_to_claim() {
-        assert_eq!(
-            decide(&mut [], true, Instant::now()),
-            Plan::Wait { until: None }
-        );
+        assert_eq!(decide(&mut [], true, Instant::now()), Plan::Wait { until: None });
     }
 }

@@ -1,1 +1,3 @@
+//! Tests against real servers: one file a subject.
 
+mod smoke;

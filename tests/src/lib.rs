@@ -1,1 +1,21 @@
+//! What the tests, the demonstration and `make up` run on: real servers, private and disposable.
+//!
+//! - [`cluster`]: a PostgreSQL with the extension; [`session`]: a connection to it that hears notifications
+//! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
+//! - [`receiver`]: an HTTP server for webhooks
+//! - [`relay`]: the relay's binary; [`http`]: its pages
+//! - [`wait`]: for conditions
+//! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
 
+pub mod broker;
+pub mod cluster;
+pub mod http;
+pub mod postgres;
+pub mod process;
+pub mod queue;
+pub mod rabbit;
+pub mod receiver;
+pub mod relay;
+pub mod scratch;
+pub mod session;
+pub mod wait;

@@ -35,7 +35,9 @@ impl Networks {
     pub fn allow(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let named = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
-        is_public(address) || named(&self.of_relay) || named(&self.of_database.read().unwrap_or_else(PoisonError::into_inner))
+        is_public(address)
+            || named(&self.of_relay)
+            || named(&self.of_database.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -122,7 +124,11 @@ pub struct Refused(pub IpAddr);
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "address {} is not public; an operator can allow its network with outbox.webhook_allow_networks", self.0)
+        write!(
+            f,
+            "address {} is not public; an operator can allow its network with outbox.webhook_allow_networks",
+            self.0
+        )
     }
 }
 
@@ -134,14 +140,48 @@ mod tests {
 
     #[test]
     fn only_public_addresses_are_public() {
-        for public in ["1.1.1.1", "93.184.216.34", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "2002:808:808::1"] {
+        for public in [
+            "1.1.1.1",
+            "93.184.216.34",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2606:4700::1111",
+            "::ffff:8.8.8.8",
+            "2002:808:808::1",
+        ] {
             assert!(is_public(public.parse().expect("an address")), "{public}");
         }
         for inside in [
-            "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1", "192.0.0.1",
-            "192.0.2.1", "192.168.1.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "::127.0.0.1",
-            "::ffff:127.0.0.1", "::ffff:169.254.169.254", "fe80::1", "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1",
-            "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::", "2001::1", "2001:db8::1", "100::1",
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.8.8.8",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.0.0.1",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fec0::1",
+            "ff02::1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "2002:7f00:1::",
+            "2001::1",
+            "2001:db8::1",
+            "100::1",
         ] {
             assert!(!is_public(inside.parse().expect("an address")), "{inside}");
         }
@@ -151,9 +191,14 @@ mod tests {
     fn an_operator_opens_what_is_named_and_no_more() {
         let networks = Networks::new(&["127.0.0.0/8".into()]).expect("a network");
         networks.set_of_database(" 10.1.0.0/16, fd00::/8 ,").expect("networks");
-        for (address, allowed) in
-            [("127.0.0.1", true), ("::ffff:127.0.0.1", true), ("10.1.2.3", true), ("10.2.0.1", false), ("fd12::1", true), ("::1", false)]
-        {
+        for (address, allowed) in [
+            ("127.0.0.1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.1.2.3", true),
+            ("10.2.0.1", false),
+            ("fd12::1", true),
+            ("::1", false),
+        ] {
             assert_eq!(networks.allow(address.parse().expect("an address")), allowed, "{address}");
         }
         assert!(networks.set_of_database("10.0.0.0/99").is_err());

@@ -67,7 +67,9 @@ fn timestamp(event: &Event) -> String {
 /// A relative URI reference, as CloudEvents allows.
 fn source(event: &Event) -> String {
     match &event.aggregate_type {
-        Some(kind) => format!("/pg_outbox/{}", kind.replace(|c: char| !c.is_ascii_alphanumeric() && !"-._~".contains(c), "-")),
+        Some(kind) => {
+            format!("/pg_outbox/{}", kind.replace(|c: char| !c.is_ascii_alphanumeric() && !"-._~".contains(c), "-"))
+        }
         None => "/pg_outbox".into(),
     }
 }
@@ -123,7 +125,8 @@ mod tests {
     fn a_cloud_event_has_what_the_standard_requires() {
         let mut event = sample_event();
         event.metadata = serde_json::json!({"traceparent": "00-a-b-01"});
-        let body: serde_json::Value = serde_json::from_slice(&Format::CloudEvents.body(&event).expect("a body")).expect("JSON");
+        let body: serde_json::Value =
+            serde_json::from_slice(&Format::CloudEvents.body(&event).expect("a body")).expect("JSON");
         assert_eq!(body["specversion"], "1.0");
         assert_eq!(body["id"], event.event_id.to_string());
         assert_eq!(body["type"], "contact.created");

@@ -49,7 +49,10 @@ impl Broker {
     /// Connects to nothing yet.
     pub fn new(amqp: &Amqp) -> Result<Self, ConfigError> {
         // The parser's own error could show the password.
-        let mut uri: AMQPUri = amqp.url.parse().map_err(|_| ConfigError("AMQP_URL is malformed: use amqp://user:password@host:5672/vhost".into()))?;
+        let mut uri: AMQPUri = amqp
+            .url
+            .parse()
+            .map_err(|_| ConfigError("AMQP_URL is malformed: use amqp://user:password@host:5672/vhost".into()))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         Ok(Broker { uri, tls: tls(amqp)?, state: Mutex::default() })
     }
@@ -96,7 +99,13 @@ impl Broker {
         let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, self.tls.clone(), runtime);
         let connection = timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .map_err(|_| format!("can't connect to RabbitMQ at {}: no answer within {} s", self.place(), CONNECT_TIMEOUT.as_secs()))?
+            .map_err(|_| {
+                format!(
+                    "can't connect to RabbitMQ at {}: no answer within {} s",
+                    self.place(),
+                    CONNECT_TIMEOUT.as_secs()
+                )
+            })?
             .map_err(|error| format!("can't connect to RabbitMQ at {}: {}", self.place(), describe(&error)))?;
         let blocked = watch_blocked(&connection);
         Ok(Link { connection, blocked })
@@ -123,9 +132,13 @@ fn watch_blocked(connection: &Connection) -> watch::Receiver<Option<String>> {
 }
 
 fn tls(amqp: &Amqp) -> Result<OwnedTLSConfig, ConfigError> {
-    let read = |path: &Path| std::fs::read(path).map_err(|error| ConfigError(format!("can't read {}: {error}", path.display())));
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| ConfigError(format!("can't read {}: {error}", path.display())))
+    };
     let cert_chain = match &amqp.ca_cert {
-        Some(path) => Some(String::from_utf8(read(path)?).map_err(|_| ConfigError(format!("{} is not PEM", path.display())))?),
+        Some(path) => {
+            Some(String::from_utf8(read(path)?).map_err(|_| ConfigError(format!("{} is not PEM", path.display())))?)
+        }
         None => None,
     };
     let identity = match (&amqp.client_cert, &amqp.client_key) {

@@ -43,17 +43,11 @@ pub enum Outcome {
     /// The destination has confirmed it.
     Delivered,
     /// This event did not get through; uses up one attempt.
-    Failed {
-        error: String,
-        retry_in: Option<Duration>,
-    },
+    Failed { error: String, retry_in: Option<Duration> },
     /// This event can never get through: a dead letter.
     Rejected { error: String },
     /// The destination as a whole is down: opens its circuit, uses up no attempt.
-    Unavailable {
-        error: String,
-        retry_in: Option<Duration>,
-    },
+    Unavailable { error: String, retry_in: Option<Duration> },
     /// The receiver wants nothing more: a dead letter, and the destination is disabled.
     Gone { error: String },
 }
@@ -75,10 +69,7 @@ pub struct Spec {
 
 impl std::fmt::Debug for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Spec")
-            .field("name", &self.name)
-            .field("kind", &self.kind)
-            .finish_non_exhaustive()
+        f.debug_struct("Spec").field("name", &self.name).field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -105,12 +96,7 @@ impl Environment {
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         // The one provider for all TLS of the process; an error only says that it is installed already.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let broker = config
-            .amqp
-            .as_ref()
-            .map(Broker::new)
-            .transpose()?
-            .map(Arc::new);
+        let broker = config.amqp.as_ref().map(Broker::new).transpose()?.map(Arc::new);
         let networks = Arc::new(Networks::new(&config.webhook_allow_networks)?);
         Ok(Environment { broker, networks })
     }
@@ -146,16 +132,10 @@ impl Destination {
     /// Connects to nothing yet.
     pub fn build(spec: &Spec, environment: &Environment) -> Result<Self, ConfigError> {
         match (spec.kind.as_str(), &environment.broker) {
-            ("rabbitmq", Some(broker)) => {
-                RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq)
-            }
+            ("rabbitmq", Some(broker)) => RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq),
             ("rabbitmq", None) => Err(ConfigError("AMQP_URL is not set".into())),
-            ("webhook", _) => {
-                Webhook::build(spec, environment.networks.clone()).map(Destination::Webhook)
-            }
-            (kind, _) => Err(ConfigError(format!(
-                "this relay does not know destinations of kind {kind}"
-            ))),
+            ("webhook", _) => Webhook::build(spec, environment.networks.clone()).map(Destination::Webhook),
+            (kind, _) => Err(ConfigError(format!("this relay does not know destinations of kind {kind}"))),
         }
     }
 
@@ -186,11 +166,7 @@ impl Destination {
 
 /// A duration of a destination's settings, as SQL takes it: seconds as a number, or an amount and a unit.
 fn duration(settings: &serde_json::Value, key: &str) -> Result<Option<Duration>, ConfigError> {
-    let wrong = || {
-        ConfigError(format!(
-            "settings.{key} is a duration: seconds, or such as \"5 minutes\""
-        ))
-    };
+    let wrong = || ConfigError(format!("settings.{key} is a duration: seconds, or such as \"5 minutes\""));
     let seconds = match settings.get(key) {
         None | Some(serde_json::Value::Null) => return Ok(None),
         Some(serde_json::Value::Number(seconds)) => seconds.as_f64(),
@@ -208,9 +184,7 @@ fn interval(text: &str) -> Option<f64> {
         let part = |text: &str| text.parse::<f64>().ok();
         return Some(part(hours)? * 3600.0 + part(minutes)? * 60.0 + part(seconds)?);
     }
-    let unit_at = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let amount: f64 = text[..unit_at].trim().parse().ok()?;
     let unit = match text[unit_at..].trim().trim_end_matches('s') {
         "" | "sec" | "second" => 1.0,

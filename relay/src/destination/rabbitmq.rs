@@ -14,7 +14,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind};
 use tokio::sync::Mutex;
@@ -66,14 +68,21 @@ struct Open {
 impl RabbitMq {
     /// Connects to nothing yet.
     pub fn build(spec: &Spec, broker: Arc<Broker>) -> Result<Self, ConfigError> {
-        let text = |key: &str, fallback: &str| spec.settings.get(key).and_then(|v| v.as_str()).unwrap_or(fallback).to_owned();
+        let text =
+            |key: &str, fallback: &str| spec.settings.get(key).and_then(|v| v.as_str()).unwrap_or(fallback).to_owned();
         let declare = match text("declare", "exchange").as_str() {
             "none" => Declare::Nothing,
             "exchange" => Declare::Exchange,
             "queue" => Declare::Queue,
-            other => return Err(ConfigError(format!("destination {}: settings.declare is none, exchange or queue, not {other:?}", spec.name))),
+            other => {
+                return Err(ConfigError(format!(
+                    "destination {}: settings.declare is none, exchange or queue, not {other:?}",
+                    spec.name
+                )));
+            }
         };
-        let concurrency = spec.settings.get("concurrency").and_then(|v| v.as_u64()).map_or(CONCURRENCY, |n| n.max(1) as usize);
+        let concurrency =
+            spec.settings.get("concurrency").and_then(|v| v.as_u64()).map_or(CONCURRENCY, |n| n.max(1) as usize);
         Ok(RabbitMq {
             broker,
             exchange: Template::parse(spec.exchange.as_deref().unwrap_or("outbox_events"))?,
@@ -143,7 +152,10 @@ impl RabbitMq {
     /// The channel, made anew after it was closed.
     async fn open(&self) -> Result<Arc<Open>, String> {
         let mut current = self.open.lock().await;
-        if let Some(open) = current.as_ref().filter(|open| open.channel.status().connected() && open.link.connection.status().connected()) {
+        if let Some(open) = current
+            .as_ref()
+            .filter(|open| open.channel.status().connected() && open.link.connection.status().connected())
+        {
             return Ok(open.clone());
         }
         *current = None;
@@ -203,7 +215,13 @@ impl RabbitMq {
         open.channel.queue_declare(queue.into(), options, arguments).await?;
         if !exchange.is_empty() {
             open.channel
-                .queue_bind(queue.into(), exchange.into(), routing_key.into(), QueueBindOptions::default(), FieldTable::default())
+                .queue_bind(
+                    queue.into(),
+                    exchange.into(),
+                    routing_key.into(),
+                    QueueBindOptions::default(),
+                    FieldTable::default(),
+                )
                 .await?;
         }
         Ok(())
@@ -228,7 +246,8 @@ impl RabbitMq {
 
 /// "message size 200 is larger than configured max size 100"; others in flight on the channel are not to blame.
 fn too_large(text: &str, bytes: usize) -> bool {
-    let limit = text.rsplit("max size ").next().and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    let limit =
+        text.rsplit("max size ").next().and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
     text.contains("larger than configured max size") && limit.is_some_and(|limit: usize| bytes > limit)
 }
 
@@ -240,7 +259,9 @@ fn judge(confirmation: Confirmation, exchange: &str, routing_key: &str) -> Outco
             "unroutable: no queue is bound to exchange {exchange:?} for routing key {routing_key:?} ({} {})",
             returned.reply_code, returned.reply_text
         )),
-        Confirmation::Nack(_) => failed(format!("nacked by RabbitMQ: a queue for routing key {routing_key:?} rejects messages, it may be full")),
+        Confirmation::Nack(_) => failed(format!(
+            "nacked by RabbitMQ: a queue for routing key {routing_key:?} rejects messages, it may be full"
+        )),
         Confirmation::NotRequested => failed("RabbitMQ confirms nothing on this channel".into()),
     }
 }

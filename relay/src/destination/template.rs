@@ -30,7 +30,10 @@ impl Template {
                 .split_once('}')
                 .ok_or_else(|| ConfigError(format!("template {text:?}: a '{{' without its '}}'")))?;
             parts.push(Part::Text(before.to_owned()));
-            parts.push(placeholder(name).ok_or_else(|| ConfigError(format!("template {text:?}: unknown placeholder {{{name}}}")))?);
+            parts.push(
+                placeholder(name)
+                    .ok_or_else(|| ConfigError(format!("template {text:?}: unknown placeholder {{{name}}}")))?,
+            );
             rest = after;
         }
         parts.push(Part::Text(rest.to_owned()));
@@ -85,7 +88,9 @@ mod tests {
     fn every_placeholder_is_replaced() {
         let mut event = sample_event();
         event.metadata = serde_json::json!({"region": "eu", "shard": 7});
-        let all = Template::parse("{event_type}/{aggregate_type}.{aggregate_id}-{tenant_id}{metadata.region}{metadata.shard}{metadata.none}!");
+        let all = Template::parse(
+            "{event_type}/{aggregate_type}.{aggregate_id}-{tenant_id}{metadata.region}{metadata.shard}{metadata.none}!",
+        );
         assert_eq!(all.expect("valid").render(&event).expect("short"), "contact.created/contact.42-eu7!");
     }
 

@@ -52,7 +52,8 @@ impl Webhook {
         let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
         let url = parse_url(spec.url.as_deref().unwrap_or_default()).map_err(of)?;
         let timeout = duration(&spec.settings, "timeout").map_err(of)?.unwrap_or(TIMEOUT);
-        let concurrency = spec.settings.get("concurrency").and_then(|v| v.as_u64()).map_or(CONCURRENCY, |n| n.max(1) as usize);
+        let concurrency =
+            spec.settings.get("concurrency").and_then(|v| v.as_u64()).map_or(CONCURRENCY, |n| n.max(1) as usize);
         let client = Client::builder()
             .redirect(redirect::Policy::none())
             .no_proxy()
@@ -85,9 +86,12 @@ impl Webhook {
         self.judge_literal().map_err(|refused| refused.to_string())?;
         let (host, port) = (self.url.host_str().unwrap_or_default(), self.url.port_or_known_default().unwrap_or(443));
         let host = host.trim_matches(['[', ']']);
-        let found = tokio::net::lookup_host((host, port)).await.map_err(|error| format!("can't resolve {host}: {error}"))?;
+        let found =
+            tokio::net::lookup_host((host, port)).await.map_err(|error| format!("can't resolve {host}: {error}"))?;
         match found.map(|at| at.ip()).partition::<Vec<_>, _>(|ip| self.networks.allow(*ip)) {
-            (allowed, refused) if allowed.is_empty() => Err(refused.first().map_or("no address".into(), |ip| Refused(*ip).to_string())),
+            (allowed, refused) if allowed.is_empty() => {
+                Err(refused.first().map_or("no address".into(), |ip| Refused(*ip).to_string()))
+            }
             _ => Ok(()),
         }
     }
@@ -177,7 +181,8 @@ fn own_headers(settings: &serde_json::Value) -> Result<HeaderMap, ConfigError> {
         if ours.contains(&lower.as_str()) || lower.starts_with("webhook-") {
             return Err(ConfigError(format!("settings.headers can't set {name}")));
         }
-        let name = HeaderName::from_bytes(lower.as_bytes()).map_err(|_| ConfigError(format!("settings.headers: {name:?} is no header name")))?;
+        let name = HeaderName::from_bytes(lower.as_bytes())
+            .map_err(|_| ConfigError(format!("settings.headers: {name:?} is no header name")))?;
         let mut value = HeaderValue::from_str(value.as_str().unwrap_or_default())
             .map_err(|_| ConfigError(format!("settings.headers: the value of {name} is no header value")))?;
         value.set_sensitive(true);
@@ -193,7 +198,11 @@ async fn judge(answer: Response) -> Outcome {
     if status.is_success() {
         return Outcome::Delivered;
     }
-    let error = if status.is_redirection() { format!("{status}: redirects are not followed") } else { format!("{status}{shown}") };
+    let error = if status.is_redirection() {
+        format!("{status}: redirects are not followed")
+    } else {
+        format!("{status}{shown}")
+    };
     match status {
         StatusCode::GONE => Outcome::Gone { error },
         StatusCode::PAYLOAD_TOO_LARGE => Outcome::Rejected { error: format!("too large for the receiver: {error}") },
@@ -211,7 +220,8 @@ async fn read(mut answer: Response) -> String {
             break;
         }
     }
-    let text: String = String::from_utf8_lossy(&bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SHOWN).collect();
+    let text: String =
+        String::from_utf8_lossy(&bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SHOWN).collect();
     if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) }
 }
 
@@ -262,7 +272,14 @@ mod tests {
 
     #[test]
     fn hosts_written_as_numbers_are_the_addresses_they_mean() {
-        for url in ["http://2130706433/", "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/", "http://[::ffff:127.0.0.1]/", "http://0/"] {
+        for url in [
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "http://0177.0.0.1/",
+            "http://127.1/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://0/",
+        ] {
             let url = parse_url(url).expect("a URL");
             let address = match url.host() {
                 Some(url::Host::Ipv4(v4)) => v4.into(),
@@ -275,7 +292,9 @@ mod tests {
 
     #[test]
     fn urls_that_hide_or_lack_a_host_are_malformed() {
-        for url in ["", "example.com/hook", "ftp://example.com", "http://user:pw@example.com/", "http://user@127.0.0.1/"] {
+        for url in
+            ["", "example.com/hook", "ftp://example.com", "http://user:pw@example.com/", "http://user@127.0.0.1/"]
+        {
             assert!(parse_url(url).is_err_and(|e| !e.to_string().contains("pw")), "{url}");
         }
     }

@@ -33,9 +33,7 @@ impl Driver {
     pub async fn ended(&mut self) -> Result<()> {
         match (&mut self.0).await {
             Ok(result) => result,
-            Err(join) => Err(crate::error::Error::Server(format!(
-                "connection task: {join}"
-            ))),
+            Err(join) => Err(crate::error::Error::Server(format!("connection task: {join}"))),
         }
     }
 }
@@ -57,10 +55,7 @@ impl Connector {
     }
 
     /// Notifications go to `notified`; notices of the server go to the debug log.
-    pub async fn connect(
-        &self,
-        notified: Option<UnboundedSender<Notification>>,
-    ) -> Result<Connected> {
+    pub async fn connect(&self, notified: Option<UnboundedSender<Notification>>) -> Result<Connected> {
         match self.connect_with(&self.info.config, notified.clone()).await {
             Err(error) if self.info.tls.mode == SslMode::Allow && refused_without_tls(&error) => {
                 let mut config = self.info.config.clone();
@@ -96,11 +91,7 @@ impl Connector {
                 }
             }
         });
-        Ok(Connected {
-            client,
-            driver: Driver(driver),
-            utf8,
-        })
+        Ok(Connected { client, driver: Driver(driver), utf8 })
     }
 }
 

@@ -50,20 +50,14 @@ impl ConnInfo {
     /// Reads `postgres://…` or `key=value …`. The error shows no part of the string's values.
     pub fn parse(text: &str) -> Result<Self> {
         let (rest, pairs) = take_out(text)?;
-        let mut config: tokio_postgres::Config =
-            rest.parse().map_err(|error: tokio_postgres::Error| {
-                let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
-                invalid(&format!("{error}{}", cause.unwrap_or_default()))
-            })?;
+        let mut config: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
+            let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
+            invalid(&format!("{error}{}", cause.unwrap_or_default()))
+        })?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(invalid("it names no host"));
         }
-        let mut tls = TlsSettings {
-            mode: SslMode::Prefer,
-            root_cert: None,
-            cert: None,
-            key: None,
-        };
+        let mut tls = TlsSettings { mode: SslMode::Prefer, root_cert: None, cert: None, key: None };
         let mut user_timeout = Some(Duration::from_secs(15));
         for (key, value) in pairs {
             match key.as_str() {
@@ -109,15 +103,11 @@ impl ConnInfo {
 }
 
 fn invalid(what: &str) -> Error {
-    Error::Configuration(format!(
-        "DATABASE_URL is not a valid connection string: {what}"
-    ))
+    Error::Configuration(format!("DATABASE_URL is not a valid connection string: {what}"))
 }
 
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T> {
-    value
-        .parse()
-        .map_err(|_| invalid(&format!("{key} must be a whole number")))
+    value.parse().map_err(|_| invalid(&format!("{key} must be a whole number")))
 }
 
 fn ssl_mode(value: &str) -> Result<SslMode> {
@@ -139,9 +129,7 @@ fn session_attrs(value: &str) -> Result<TargetSessionAttrs> {
     match value {
         "any" => Ok(TargetSessionAttrs::Any),
         "read-write" | "primary" => Ok(TargetSessionAttrs::ReadWrite),
-        _ => Err(invalid(
-            "target_session_attrs must be any, read-write or primary: a relay writes",
-        )),
+        _ => Err(invalid("target_session_attrs must be any, read-write or primary: a relay writes")),
     }
 }
 
@@ -149,10 +137,7 @@ fn check_files(tls: &TlsSettings) -> Result<()> {
     if tls.cert.is_some() != tls.key.is_some() {
         return Err(invalid("sslcert and sslkey go together"));
     }
-    let system = tls
-        .root_cert
-        .as_deref()
-        .is_some_and(|path| path.as_os_str() == "system");
+    let system = tls.root_cert.as_deref().is_some_and(|path| path.as_os_str() == "system");
     if system && tls.mode != SslMode::VerifyFull {
         return Err(invalid("sslrootcert=system needs sslmode=verify-full"));
     }
@@ -167,11 +152,7 @@ fn fill_in(config: &mut tokio_postgres::Config, tls: &TlsSettings) {
         SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => TlsUse::Require,
     });
     if config.get_user().is_none() {
-        config.user(
-            std::env::var("PGUSER")
-                .or_else(|_| std::env::var("USER"))
-                .unwrap_or("root".into()),
-        );
+        config.user(std::env::var("PGUSER").or_else(|_| std::env::var("USER")).unwrap_or("root".into()));
     }
     if config.get_password().is_none()
         && let Ok(password) = std::env::var("PGPASSWORD")
@@ -218,11 +199,7 @@ fn take_out_of_url(url: &str) -> (String, Vec<(String, String)>) {
             _ => kept.push(pair),
         }
     }
-    let rest = if kept.is_empty() {
-        base.to_owned()
-    } else {
-        format!("{base}?{}", kept.join("&"))
-    };
+    let rest = if kept.is_empty() { base.to_owned() } else { format!("{base}?{}", kept.join("&")) };
     (rest, ours)
 }
 
@@ -231,9 +208,7 @@ fn percent_decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = text
-            .get(at + 1..at + 3)
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (bytes[at], hex) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -311,10 +286,7 @@ mod tests {
             assert_eq!(info.tls.mode, SslMode::VerifyFull);
             assert_eq!(info.tls.root_cert.as_deref(), Some("/ca.pem".as_ref()));
             assert_eq!(info.config.get_password(), Some(b"p@ss".as_ref()));
-            assert_eq!(
-                info.config.get_target_session_attrs(),
-                TargetSessionAttrs::ReadWrite
-            );
+            assert_eq!(info.config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
             assert_eq!(info.config.get_ports(), [1, 2]);
             assert_eq!(info.target(), "a,b/db");
         }
@@ -323,17 +295,9 @@ mod tests {
     #[test]
     fn tcp_user_timeout_is_milliseconds_as_in_libpq() {
         let info = parse("host=a user=u tcp_user_timeout=2500 keepalives_count=7");
-        assert_eq!(
-            info.config.get_tcp_user_timeout(),
-            Some(&Duration::from_millis(2500))
-        );
+        assert_eq!(info.config.get_tcp_user_timeout(), Some(&Duration::from_millis(2500)));
         assert_eq!(info.config.get_keepalives_retries(), Some(7));
-        assert_eq!(
-            parse("host=a tcp_user_timeout=0")
-                .config
-                .get_tcp_user_timeout(),
-            None
-        );
+        assert_eq!(parse("host=a tcp_user_timeout=0").config.get_tcp_user_timeout(), None);
     }
 
     #[test]

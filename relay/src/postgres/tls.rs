@@ -9,9 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::{SslMode, TlsSettings};
@@ -41,19 +39,14 @@ pub fn connector(settings: &TlsSettings) -> Result<MakeRustlsConnect> {
 }
 
 /// What is trusted; `None`: whoever answers.
-fn trust(
-    settings: &TlsSettings,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Option<Arc<WebPkiServerVerifier>>> {
+fn trust(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<WebPkiServerVerifier>>> {
     let default_file = std::env::var_os("HOME")
         .map(|home| PathBuf::from(home).join(".postgresql/root.crt"))
         .filter(|path| path.exists());
     let must_verify = matches!(settings.mode, SslMode::VerifyCa | SslMode::VerifyFull);
     let certificates = match settings.root_cert.clone().or(default_file) {
         Some(path) if path.as_os_str() == "system" => system_certificates()?,
-        Some(path) if must_verify || settings.mode == SslMode::Require => {
-            certificates("sslrootcert", &path)?
-        }
+        Some(path) if must_verify || settings.mode == SslMode::Require => certificates("sslrootcert", &path)?,
         None if must_verify => {
             return Err(Error::Configuration(
                 "sslmode=verify-ca and verify-full need sslrootcert: a file, or system".into(),
@@ -64,9 +57,7 @@ fn trust(
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(certificates);
     if added == 0 {
-        return Err(Error::Configuration(
-            "sslrootcert holds no usable certificate".into(),
-        ));
+        return Err(Error::Configuration("sslrootcert holds no usable certificate".into()));
     }
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
@@ -77,9 +68,7 @@ fn trust(
 fn system_certificates() -> Result<Vec<CertificateDer<'static>>> {
     let found = rustls_native_certs::load_native_certs().certs;
     if found.is_empty() {
-        return Err(Error::Configuration(
-            "sslrootcert=system: the system has no trusted certificates".into(),
-        ));
+        return Err(Error::Configuration("sslrootcert=system: the system has no trusted certificates".into()));
     }
     Ok(found)
 }
@@ -114,8 +103,7 @@ impl ServerCertVerifier for Verifier {
         let Some(trust) = &self.trust else {
             return Ok(ServerCertVerified::assertion());
         };
-        let judged =
-            trust.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let judged = trust.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match judged {
             // The chain is judged before the name.
             Err(rustls::Error::InvalidCertificate(
@@ -131,12 +119,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -145,17 +128,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
