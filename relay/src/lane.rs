@@ -123,7 +123,7 @@ impl Lane {
         let delivered = outcome == Outcome::Delivered;
         let goes_on = delivered || (matches!(outcome, Outcome::Rejected { .. }) && !self.settings.blocks);
         let down = matches!(outcome, Outcome::Unavailable { .. } | Outcome::Gone { .. });
-        let step = if delivered { "confirmed" } else { "not delivered" };
+        let step = if delivered { "confirmed" } else { "failed" };
         trace::step(step, &item.event.event_id, Some(&self.name));
         if let Some(error) = error_of(&outcome) {
             tracing::debug!(destination = &*self.name, event_id = %item.event.event_id, error, "not delivered");
