@@ -201,6 +201,8 @@ impl Dispatcher {
             Answer::Claimed { asked, names, events } => self.claimed(asked, &names, events),
             Answer::Settled(settlement) => {
                 self.settling = false;
+                // What was given back can be claimed now, by this relay too.
+                self.more |= settlement.exceptions.iter().any(|e| e.outcome == "released");
                 for (event_id, created_at) in &settlement.processed {
                     self.metrics.settled(*created_at);
                     trace::step("settled", event_id, None);
