@@ -112,8 +112,11 @@ impl Dispatcher {
         if self.stale_destinations && !self.reloading && !self.stopping {
             self.reload();
         }
-        if self.more && !self.claiming && !self.stopping {
-            self.claim(now);
+        if !self.claiming && !self.stopping {
+            let missed = self.lanes.any_missed(self.tuning.claim_batch, self.average);
+            if self.more || missed {
+                self.claim(now, self.turn || missed);
+            }
         }
         self.renew(now);
         if self.stopping && !self.settling && !self.claiming {
@@ -130,8 +133,8 @@ impl Dispatcher {
         self.queries.push(Box::pin(query));
     }
 
-    fn claim(&mut self, now: Instant) {
-        match self.lanes.plan(self.tuning.claim_batch, self.average, self.turn, now) {
+    fn claim(&mut self, now: Instant, turn: bool) {
+        match self.lanes.plan(self.tuning.claim_batch, self.average, turn, now) {
             Plan::Wait { until } => {
                 self.look_again = [self.look_again, until].into_iter().flatten().min();
             }

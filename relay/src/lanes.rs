@@ -90,6 +90,12 @@ impl Lanes {
         window::plan(&mut windows, batch, average, turn, now)
     }
 
+    /// Whether a destination that a claim left out has room now.
+    pub fn any_missed(&self, batch: usize, average: usize) -> bool {
+        let mut active = self.lanes.iter().filter(|lane| !lane.retired);
+        active.any(|lane| lane.window.is_missed(batch, average))
+    }
+
     pub fn names(&self, include: &[usize]) -> Vec<String> {
         let active: Vec<&Lane> = self.lanes.iter().filter(|lane| !lane.retired).collect();
         include.iter().map(|i| active[*i].name.to_string()).collect()

@@ -94,9 +94,8 @@ fn start(command: &Command) -> Result<bool> {
 fn start_logging(config: &Config) -> Result<()> {
     // lapin would log each returned message with its body.
     let directives = format!("lapin::returned_messages=off,{}", config.log_level);
-    let filter = EnvFilter::try_new(directives).map_err(|_| {
-        Error::Configuration("log_level is neither a level nor a list of directives".into())
-    })?;
+    let filter = EnvFilter::try_new(directives)
+        .map_err(|_| Error::Configuration("log_level is neither a level nor a list of directives".into()))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),

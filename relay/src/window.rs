@@ -18,11 +18,13 @@ pub struct Window {
     pub bytes: usize,
     full_since: Option<Instant>,
     lagging: bool,
+    /// A claim has been made without it.
+    left_out: bool,
 }
 
 impl Window {
     pub fn new(limit: usize, byte_limit: usize) -> Self {
-        Window { limit: limit.max(1), byte_limit, held: 0, bytes: 0, full_since: None, lagging: false }
+        Window { limit: limit.max(1), byte_limit, held: 0, bytes: 0, full_since: None, lagging: false, left_out: false }
     }
 
     /// Takes a delivery in, unless there is no room. An idle destination takes any size.
@@ -44,6 +46,11 @@ impl Window {
     pub fn caught_up(&mut self) {
         self.lagging = false;
         self.full_since = None;
+    }
+
+    /// A claim was made without it, and now it has room: there may be something for it alone.
+    pub fn is_missed(&self, batch: usize, average: usize) -> bool {
+        self.left_out && self.is_open(batch, average)
     }
 
     /// Room for events of this size on average.
@@ -95,6 +102,9 @@ pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, turn: boo
     let only_lagging = !(0..windows.len()).any(|i| prompt(&i));
     let include: Vec<usize> =
         (0..windows.len()).filter(|i| prompt(i) || (open[*i] && (turn || only_lagging))).collect();
+    for (i, window) in windows.iter_mut().enumerate() {
+        window.left_out = !include.contains(&i);
+    }
     let room = include.iter().map(|i| windows[*i].room(average)).min().unwrap_or(0);
     Plan::Claim { count: room.min(batch).max(1), include }
 }
@@ -154,6 +164,19 @@ mod tests {
         assert!(!window.admit(1));
         window.leave(100 * MIB);
         assert!(window.admit(1) && window.held == 1 && window.bytes == 1);
+    }
+
+    #[test]
+    fn who_was_left_out_is_asked_for_when_there_is_room_again() {
+        let now = Instant::now();
+        let mut windows = [Window::new(2000, MIB), full(64)];
+        decide(&mut windows, true, now);
+        decide(&mut windows, true, now + PATIENCE);
+        assert!(!windows[1].is_missed(500, 100), "still full");
+        windows[1].held = 0;
+        assert!(windows[1].is_missed(500, 100) && !windows[0].is_missed(500, 100));
+        decide(&mut windows, true, now + PATIENCE);
+        assert!(!windows[1].is_missed(500, 100), "asked for");
     }
 
     #[test]
