@@ -1,3 +1,6 @@
 //! Tests against real servers: one file a subject.
 
+mod claims;
+mod lifecycle;
+mod privileges;
 mod smoke;

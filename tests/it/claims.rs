@@ -1,0 +1,240 @@
+//! Claims: nothing is handed out twice at once, the order of an aggregate holds, and what a consumer held when it ended
+//! goes to another.
+
+use anyhow::Result;
+use outbox_tests::cluster::{Cluster, Stop};
+use outbox_tests::session::Session;
+use outbox_tests::wait::LONG;
+
+async fn fixture() -> Result<(&'static Cluster, String, Session)> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database().await?;
+    let session = cluster.connect(&database).await?;
+    Ok((cluster, database, session))
+}
+
+async fn insert(session: &Session, aggregates: &[&str]) -> Result<Vec<i64>> {
+    let rows = session
+        .query(
+            "INSERT INTO outbox_events (event_type, event_data, aggregate_type, aggregate_id)
+             SELECT 'test.happened', '{}', 'test', nullif(a, '') FROM unnest($1::text[]) WITH ORDINALITY AS u (a, n) ORDER BY n
+             RETURNING id",
+            &[&aggregates],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The ids and the token of a claim.
+async fn claim(session: &Session, arguments: &str) -> Result<(Vec<i64>, i64)> {
+    let rows = session.query(&format!("SELECT id, claim_token FROM outbox.claim({arguments})"), &[]).await?;
+    Ok((rows.iter().map(|row| row.get(0)).collect(), rows.first().map_or(0, |row| row.get(1))))
+}
+
+async fn statuses(session: &Session) -> Result<String> {
+    Ok(session.one("SELECT string_agg(status, ' ' ORDER BY id) FROM outbox_events").await?)
+}
+
+#[tokio::test]
+async fn no_event_is_handed_out_twice_at_once() -> Result<()> {
+    let (cluster, database, session) = fixture().await?;
+    let other = cluster.connect(&database).await?;
+    let ids = insert(&session, &["", "", "", ""]).await?;
+    let (first, token) = claim(&session, "3").await?;
+    let (second, _) = claim(&other, "100").await?;
+    assert_eq!((first.as_slice(), second.as_slice()), (&ids[..3], &ids[3..]));
+    assert_eq!(claim(&other, "100").await?.0, []);
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 3);
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 0);
+    assert_eq!(statuses(&session).await?, "processed processed processed processing");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_aggregate_in_flight_waits_and_others_do_not() -> Result<()> {
+    let (_, _, session) = fixture().await?;
+    let ids = insert(&session, &["a", "b", "a", "c"]).await?;
+    let (first, token) = claim(&session, "1").await?;
+    assert_eq!(first, [ids[0]]);
+    assert_eq!(claim(&session, "10").await?.0, [ids[1], ids[3]]);
+    session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
+    assert_eq!(claim(&session, "10").await?.0, [ids[2]]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_a_failure_the_later_events_of_the_aggregate_wait_for_the_retry() -> Result<()> {
+    let (_, _, session) = fixture().await?;
+    let ids = insert(&session, &["a", "a", "b"]).await?;
+    let (claimed, token) = claim(&session, "10").await?;
+    assert_eq!(claimed, ids);
+    assert!(session.one::<bool>(&format!("SELECT outbox.fail({token}, {}, 'no luck', '1 hour')", ids[0])).await?);
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 1, "only the other aggregate is held still");
+    assert_eq!(claim(&session, "10").await?.0, []);
+    session.execute("UPDATE outbox.delivery SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL", &[]).await?;
+    let (again, token) = claim(&session, "10").await?;
+    assert_eq!(again, ids[..2]);
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 2);
+    assert_eq!(statuses(&session).await?, "processed processed processed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_retry_is_announced_at_its_moment() -> Result<()> {
+    let (cluster, database, session) = fixture().await?;
+    let mut listener = cluster.connect(&database).await?;
+    let ids = insert(&session, &["a"]).await?;
+    let (_, token) = claim(&session, "10").await?;
+    listener.batch_execute("LISTEN outbox_events").await?;
+    session.execute(&format!("SELECT outbox.fail({token}, {}, 'no luck', '150 ms')", ids[0]), &[]).await?;
+    loop {
+        if listener.notification(LONG).await?.payload().contains(r#""reason":"due""#) {
+            break;
+        }
+    }
+    assert_eq!(claim(&session, "10").await?.0, ids);
+    assert_eq!(session.one::<i32>("SELECT retry_count FROM outbox_events").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stale_token_changes_nothing() -> Result<()> {
+    let (_, _, session) = fixture().await?;
+    let ids = insert(&session, &["a"]).await?;
+    let (_, old) = claim(&session, "1").await?;
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.release({old})")).await?, 1);
+    let (_, new) = claim(&session, "1").await?;
+    assert_ne!(old, new);
+    for call in ["ack({t})", "release({t})"] {
+        assert_eq!(session.one::<i64>(&format!("SELECT outbox.{}", call.replace("{t}", &old.to_string()))).await?, 0, "{call}");
+    }
+    for call in ["fail({t}, {i}, 'x')", "reject({t}, {i}, 'x')", "fail(424242, {i}, 'x')"] {
+        let call = call.replace("{t}", &old.to_string()).replace("{i}", &ids[0].to_string());
+        assert!(!session.one::<bool>(&format!("SELECT outbox.{call}")).await?, "{call}");
+    }
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({new})")).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_claims_of_a_session_end_with_it() -> Result<()> {
+    let (cluster, database, session) = fixture().await?;
+    let consumer = cluster.connect(&database).await?;
+    consumer.execute("SELECT outbox.attach('consumer')", &[]).await?;
+    let ids = insert(&session, &["a", "b"]).await?;
+    assert_eq!(claim(&consumer, "10, NULL, '1 hour'").await?.0, ids);
+    session.until("SELECT consumers = 1 FROM outbox.stats()", LONG).await?;
+    drop(consumer);
+    session.until("SELECT bool_and(status = 'pending') FROM outbox_events", LONG).await?;
+    session.until("SELECT consumers = 0 FROM outbox.stats()", LONG).await?;
+    assert_eq!(claim(&session, "10").await?.0, ids);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_claim_ends_with_its_lease() -> Result<()> {
+    let (_, _, session) = fixture().await?;
+    let ids = insert(&session, &["a"]).await?;
+    let (_, token) = claim(&session, "1, NULL, '50 ms'").await?;
+    session.until("SELECT status = 'pending' FROM outbox_events", LONG).await?;
+    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 0);
+    assert_eq!(claim(&session, "1").await?.0, ids);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_crash_of_the_server_releases_every_claim() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let database = cluster.database().await?;
+    let session = cluster.connect(&database).await?;
+    let ids = insert(&session, &["a", "a", "b"]).await?;
+    assert_eq!(claim(&session, "10, NULL, '1 hour'").await?.0, ids);
+    cluster.restart(Stop::Immediate).await?;
+    let session = cluster.connect(&database).await?;
+    session.until("SELECT bool_and(status = 'pending') FROM outbox_events", LONG).await?;
+    session.until("SELECT pending = 3 AND processing = 0 FROM outbox.stats()", LONG).await?;
+    assert_eq!(claim(&session, "10").await?.0, ids);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_commits_late_is_delivered_at_once() -> Result<()> {
+    let (cluster, database, session) = fixture().await?;
+    let late = cluster.connect(&database).await?;
+    late.batch_execute("BEGIN").await?;
+    let early_id = insert(&late, &["a"]).await?;
+    let ids = insert(&session, &["b", "c"]).await?;
+    let (claimed, token) = claim(&session, "10").await?;
+    assert_eq!(claimed, ids);
+    session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
+    assert_eq!(claim(&session, "10").await?.0, []);
+    late.batch_execute("COMMIT").await?;
+    assert_eq!(claim(&session, "10").await?.0, early_id);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_is_delivered_after_its_commit_even_after_a_restart() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let database = cluster.database().await?;
+    let session = cluster.connect(&database).await?;
+    for restart in [false, true] {
+        session_prepares(&cluster, &database).await?;
+        if restart {
+            cluster.restart(Stop::Immediate).await?;
+        }
+        let mut session = cluster.connect(&database).await?;
+        session.until("SELECT worker_state = 'idle' FROM outbox.stats()", LONG).await?;
+        session.batch_execute("LISTEN outbox_events").await?;
+        session.batch_execute("COMMIT PREPARED 'later'").await?;
+        session.notification(LONG).await?;
+        session.until("SELECT pending = 1 FROM outbox.stats()", LONG).await?;
+        let (claimed, token) = claim(&session, "10").await?;
+        assert_eq!(claimed.len(), 1, "after a restart: {restart}");
+        session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
+    }
+    drop(session);
+    Ok(())
+}
+
+async fn session_prepares(cluster: &Cluster, database: &str) -> Result<()> {
+    let session = cluster.connect(database).await?;
+    session.batch_execute("BEGIN").await?;
+    insert(&session, &["a"]).await?;
+    session.batch_execute("PREPARE TRANSACTION 'later'").await?;
+    // What commits in between moves the low-water mark past it.
+    insert(&session, &["b"]).await?;
+    let (_, token) = claim(&session, "10").await?;
+    session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
+    assert_eq!(claim(&session, "10").await?.0, []);
+    Ok(())
+}
+
+#[tokio::test]
+async fn arguments_that_make_no_claim_are_errors_with_a_hint() -> Result<()> {
+    let (_, _, session) = fixture().await?;
+    for call in [
+        "claim(0)",
+        "claim(-5)",
+        "claim(NULL)",
+        "claim(1, NULL, '-1 s')",
+        "attach('')",
+        "attach(NULL)",
+        "publish(NULL, '{}')",
+        "publish('', '{}')",
+        "publish('a', NULL)",
+        "add_webhook('h', 'not a url')",
+        "add_webhook('h', 'http://user:pw@example.com/')",
+        "add_webhook('h', 'https://example.com/', '{}')",
+        "add_rabbitmq('bad name')",
+        "add_rabbitmq('r', routing_key => '{nope}')",
+        "add_rabbitmq('r', settings => '[]')",
+    ] {
+        let error = session.execute(&format!("SELECT outbox.{call}"), &[]).await.expect_err(call);
+        let error = error.as_db_error().unwrap_or_else(|| panic!("{call}: {error}"));
+        assert_eq!(error.code().code(), "22023", "{call}: {error}");
+        assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{call}: {error} has no hint");
+        assert!(!error.message().contains("pw"), "{call}: {error}");
+    }
+    Ok(())
+}
