@@ -56,11 +56,11 @@ CREATE FUNCTION outbox._counters(
     RETURNS SETOF record LANGUAGE c AS 'MODULE_PATHNAME', 'counters_wrapper';
 COMMENT ON FUNCTION outbox._counters() IS 'counters of this database, from shared memory';
 
-CREATE FUNCTION outbox._set_counters(
+CREATE FUNCTION outbox._recovered(
     mark bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint) RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_counters_wrapper';
-COMMENT ON FUNCTION outbox._set_counters(bigint, bigint, bigint, bigint, bigint, bigint) IS
-    'at commit: the counters as recovery found them';
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_recovered_wrapper';
+COMMENT ON FUNCTION outbox._recovered(bigint, bigint, bigint, bigint, bigint, bigint) IS
+    'at commit: the mark, how much the counters were off, and the open claims, as recovery found them';
 
 CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION outbox._library_version() IS 'version of the loaded library';

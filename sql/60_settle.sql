@@ -105,7 +105,7 @@ BEGIN
     SELECT array_agg(token) INTO v_done FROM done;
     PERFORM outbox._let_go(v_done);
     IF coalesce(cardinality(v_done), 0) = cardinality(v_ids) THEN
-        RETURN cardinality(v_done);
+        RETURN coalesce(cardinality(v_done), 0);
     END IF;
     WITH gone AS (
         DELETE FROM outbox.delivery d USING unnest(v_tokens, v_ids) AS s (token, id)

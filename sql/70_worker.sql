@@ -3,18 +3,16 @@
 
 -- Everything in shared memory follows from the tables. Run when the worker starts, and after rows arrived with a status
 -- of their own (a restore). Returns the next moment at which something is due. v_count: shared memory is new, so that
--- events are counted, with writers kept out; a worker that comes back on a running server finds the counters right.
+-- events are counted; a worker that comes back on a running server finds the counters right. Writers are not kept out:
+-- what they add while the rows are counted is added to the count.
 CREATE FUNCTION outbox._recover(v_count boolean) RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 DECLARE
-    v_mark bigint;
+    v_before record;
     v_counts record;
 BEGIN
     PERFORM outbox._lock();
-    IF v_count THEN
-        LOCK TABLE @extschema@.outbox_events IN SHARE MODE;
-    END IF;
     PERFORM outbox._release(ARRAY(
         SELECT c.token FROM outbox.claims c
          WHERE c.boot <> outbox._boot()
@@ -23,6 +21,7 @@ BEGIN
         RETURN outbox._next_due();
     END IF;
     PERFORM outbox._release_orphans();
+    SELECT * INTO v_before FROM outbox._counters();
     SELECT count(*) FILTER (WHERE e.status = 'pending') AS pending,
            count(*) FILTER (WHERE e.status = 'processing') AS processing,
            count(*) FILTER (WHERE e.status = 'processed') AS processed,
@@ -30,8 +29,10 @@ BEGIN
            min(e.id) FILTER (WHERE (e.status = 'pending' AND NOT e.expanded) OR e.claim_token IS NOT NULL) AS mark,
            max(e.id) + 1 AS past_all
       INTO v_counts FROM @extschema@.outbox_events e;
-    PERFORM outbox._set_counters(coalesce(v_counts.mark, v_counts.past_all, 1), v_counts.pending, v_counts.processing,
-                                 v_counts.processed, v_counts.failed, (SELECT count(*) FROM outbox.claims));
+    PERFORM outbox._recovered(coalesce(v_counts.mark, v_counts.past_all, 1),
+                              v_counts.pending - v_before.pending, v_counts.processing - v_before.processing,
+                              v_counts.processed - v_before.processed, v_counts.failed - v_before.failed,
+                              (SELECT count(*) FROM outbox.claims));
     RETURN outbox._next_due();
 END
 $$;

@@ -29,7 +29,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    SELECT c.pending, c.processing, c.processed, c.failed,
+    SELECT greatest(c.pending, 0), greatest(c.processing, 0), greatest(c.processed, 0), greatest(c.failed, 0),
            CASE WHEN c.pending > 0 THEN outbox._oldest_pending() END,
            c.total_published, c.total_processed, c.total_failed, c.total_unrouted, c.total_notifications,
            make_interval(secs => c.latency_p50_s), make_interval(secs => c.latency_p95_s),

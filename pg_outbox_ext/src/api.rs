@@ -95,7 +95,7 @@ fn note_unrouted(n: i64) {
 }
 
 #[pg_extern]
-fn set_counters(mark: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
+fn note_recovered(mark: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
     note(|n| n.found = Some((mark, [pending, processing, processed, failed], open_claims)));
 }
 
@@ -153,12 +153,12 @@ fn counters() -> TableIterator<
 > {
     let row = shmem::current().map(|d| {
         let c = &d.counters;
-        let at_least_0 = |i: usize| c.by_status[i].load(Relaxed).max(0);
+        let count = |i: usize| c.by_status[i].load(Relaxed);
         (
-            at_least_0(0),
-            at_least_0(1),
-            at_least_0(2),
-            at_least_0(3),
+            count(0),
+            count(1),
+            count(2),
+            count(3),
             c.published.load(Relaxed),
             c.processed.load(Relaxed),
             c.failed.load(Relaxed),

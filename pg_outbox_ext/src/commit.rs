@@ -116,7 +116,7 @@ fn apply_counters(note: &Note, database: &Database) {
     match note.found {
         Some((mark, by_status, open_claims)) => {
             database.mark.store(mark, SeqCst);
-            counters.set_by_status(by_status);
+            counters.add_by_status(by_status);
             database.open_claims.store(open_claims, SeqCst);
             database.recovered.store(true, SeqCst);
         }
@@ -159,7 +159,7 @@ fn announce(note: &Note, database: &Database) -> bool {
             flag.store(true, SeqCst);
         }
     }
-    let earlier = note.due < database.next_due.fetch_min(note.due, SeqCst)
-        || note.lease_due < database.lease_due.fetch_min(note.lease_due, SeqCst);
-    earlier || overflow || !note.ids.is_empty() || note.wake_due || note.wake_released || note.recover
+    let due_earlier = note.due < database.next_due.fetch_min(note.due, SeqCst);
+    let lease_earlier = note.lease_due < database.lease_due.fetch_min(note.lease_due, SeqCst);
+    due_earlier || lease_earlier || overflow || !note.ids.is_empty() || note.wake_due || note.wake_released || note.recover
 }

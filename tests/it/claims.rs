@@ -6,6 +6,8 @@ use outbox_tests::cluster::{Cluster, Stop};
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
 
+const NONE: [i64; 0] = [];
+
 async fn fixture() -> Result<(&'static Cluster, String, Session)> {
     let cluster = Cluster::shared().await?;
     let database = cluster.database().await?;
@@ -43,7 +45,7 @@ async fn no_event_is_handed_out_twice_at_once() -> Result<()> {
     let (first, token) = claim(&session, "3").await?;
     let (second, _) = claim(&other, "100").await?;
     assert_eq!((first.as_slice(), second.as_slice()), (&ids[..3], &ids[3..]));
-    assert_eq!(claim(&other, "100").await?.0, []);
+    assert_eq!(claim(&other, "100").await?.0, NONE);
     assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 3);
     assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 0);
     assert_eq!(statuses(&session).await?, "processed processed processed processing");
@@ -70,7 +72,7 @@ async fn after_a_failure_the_later_events_of_the_aggregate_wait_for_the_retry() 
     assert_eq!(claimed, ids);
     assert!(session.one::<bool>(&format!("SELECT outbox.fail({token}, {}, 'no luck', '1 hour')", ids[0])).await?);
     assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 1, "only the other aggregate is held still");
-    assert_eq!(claim(&session, "10").await?.0, []);
+    assert_eq!(claim(&session, "10").await?.0, NONE);
     session.execute("UPDATE outbox.delivery SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL", &[]).await?;
     let (again, token) = claim(&session, "10").await?;
     assert_eq!(again, ids[..2]);
@@ -167,7 +169,7 @@ async fn an_event_that_commits_late_is_delivered_at_once() -> Result<()> {
     let (claimed, token) = claim(&session, "10").await?;
     assert_eq!(claimed, ids);
     session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
-    assert_eq!(claim(&session, "10").await?.0, []);
+    assert_eq!(claim(&session, "10").await?.0, NONE);
     late.batch_execute("COMMIT").await?;
     assert_eq!(claim(&session, "10").await?.0, early_id);
     Ok(())
@@ -206,7 +208,7 @@ async fn session_prepares(cluster: &Cluster, database: &str) -> Result<()> {
     insert(&session, &["b"]).await?;
     let (_, token) = claim(&session, "10").await?;
     session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
-    assert_eq!(claim(&session, "10").await?.0, []);
+    assert_eq!(claim(&session, "10").await?.0, NONE);
     Ok(())
 }
 
