@@ -16,8 +16,8 @@ use std::sync::atomic::Ordering::*;
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
 
-/// Databases parked by the running command.
-static PARKED: Local<[u32; 2]> = Local::new([0; 2]);
+/// Databases parked by the running transaction.
+static PARKED: Local<[u32; 8]> = Local::new([0; 8]);
 
 /// Name of the transaction that is being prepared.
 static PREPARING: Local<Option<Vec<u8>>> = Local::new(None);
@@ -98,7 +98,10 @@ unsafe extern "C-unwind" fn utility(
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt) {
     // SAFETY: the statement is the parse tree that PostgreSQL is about to run.
-    match unsafe { concern((*statement).utilityStmt) } {
+    let concern = unsafe { concern((*statement).utilityStmt) };
+    // Left behind by a second phase that failed.
+    SECOND_PHASE.with(|s| *s = None);
+    match concern {
         Some(Concern::Park(name)) => park(&name),
         Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name)),
         second_phase => SECOND_PHASE.with(|s| *s = second_phase),
@@ -180,21 +183,35 @@ fn park(name: &[u8]) {
     // SAFETY: a catalog look-up in a transaction.
     let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
     let Some(shared) = shmem::try_get() else { return };
-    if oid == pg_sys::InvalidOid || !may_change(oid) || !Shared::list(&shared.parked, oid) {
+    if oid == pg_sys::InvalidOid || !may_change(oid) || !list_parked(shared, oid) {
         return;
     }
-    PARKED.with(|parked| {
-        if let Some(free) = parked.iter_mut().find(|p| **p == 0) {
-            *free = oid.to_u32();
-        }
-    });
     let Some(place) = shared.find(oid) else { return };
+    let since = wake::now();
     while place.state() != State::Idle && place.oid.load(SeqCst) == oid.to_u32() {
         place.stop.store(true, SeqCst);
         wake::worker_now(place);
+        if wake::now() - since > BUSY {
+            wake::terminate(place);
+        }
         wake::sleep(Some(2));
     }
 }
+
+/// False: no room, neither here (commands on databases by the dozen in one transaction) nor for all together.
+fn list_parked(shared: &Shared, oid: pg_sys::Oid) -> bool {
+    PARKED.with(|parked| {
+        if parked.contains(&oid.to_u32()) {
+            return true;
+        }
+        let free = parked.iter_mut().find(|p| **p == 0);
+        let listed = free.filter(|_| Shared::list(&shared.parked, oid)).map(|free| *free = oid.to_u32());
+        listed.is_some()
+    })
+}
+
+/// A worker that did not end by itself in this time (microseconds) is in the middle of something, and is cut off.
+const BUSY: i64 = 500_000;
 
 /// Whoever may not do the command must not stop a worker with it. (Templates may be copied by anyone who may create
 /// databases; the command itself says so in time.)
@@ -213,8 +230,8 @@ fn may_change(oid: pg_sys::Oid) -> bool {
 /// The transaction is over: the launcher looks at the databases again.
 pub fn unpark() {
     PREPARING.with(|p| *p = None);
-    let parked = PARKED.with(|parked| std::mem::replace(parked, [0; 2]));
-    if parked == [0; 2] {
+    let parked = PARKED.with(|parked| std::mem::take(parked));
+    if parked == [0; 8] {
         return;
     }
     if let Some(shared) = shmem::try_get() {
