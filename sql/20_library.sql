@@ -60,7 +60,16 @@ CREATE FUNCTION outbox._recovered(
     mark bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_recovered_wrapper';
 COMMENT ON FUNCTION outbox._recovered(bigint, bigint, bigint, bigint, bigint, bigint) IS
-    'at commit: the mark, how much the counters were off, and the open claims, as recovery found them';
+    'at commit: the mark, the counted events and the open claims, as recovery found them';
+
+CREATE FUNCTION outbox._count_begin() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'count_begin_wrapper';
+COMMENT ON FUNCTION outbox._count_begin() IS 'the next query that counts events is about to choose its snapshot';
+
+-- Stable, so that the query that counts asks once, before its first row.
+CREATE FUNCTION outbox._count_from_here(in_any_case boolean) RETURNS boolean STABLE
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'count_from_here_wrapper';
+COMMENT ON FUNCTION outbox._count_from_here(boolean) IS
+    'what this query does not see is counted from now on as it commits; false: something committed meanwhile, count again';
 
 CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION outbox._library_version() IS 'version of the loaded library';

@@ -1,6 +1,7 @@
 //! The functions that `sql/20_library.sql` declares. They note, or they read shared memory.
 
 use crate::commit::note;
+use crate::recount::{Seen, with_epoch};
 use crate::session;
 use crate::shmem::{self, NEVER, State};
 use pgrx::datum::TimestampWithTimeZone;
@@ -97,6 +98,41 @@ fn note_unrouted(n: i64) {
 #[pg_extern]
 fn note_recovered(mark: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
     note(|n| n.found = Some((mark, [pending, processing, processed, failed], open_claims)));
+}
+
+/// From now on, until the query with `_count_from_here()`, a snapshot is being chosen.
+#[pg_extern]
+fn count_begin() {
+    if let Some(database) = shmem::current() {
+        database.recount.begin();
+    }
+}
+
+/// A condition of the query that counts. False: a transaction committed while its snapshot was chosen, count again.
+#[pg_extern]
+fn count_from_here(in_any_case: bool) -> bool {
+    shmem::current().is_none_or(|database| {
+        database.recount.chosen(&database.counters, seen);
+        in_any_case || !database.recount.is_spoiled()
+    })
+}
+
+/// Which transactions the running query sees.
+fn seen() -> Seen {
+    // SAFETY: a query that runs has a snapshot, which lists `xcnt` transactions.
+    unsafe {
+        let snapshot = &*pg_sys::GetActiveSnapshot();
+        let next = pg_sys::ReadNextFullTransactionId().value;
+        let running = match snapshot.xcnt {
+            0 => &[],
+            n => std::slice::from_raw_parts(snapshot.xip, n as usize),
+        };
+        Seen {
+            first_running: with_epoch(snapshot.xmin.into_inner(), next),
+            next: with_epoch(snapshot.xmax.into_inner(), next),
+            running: running.iter().map(|xid| xid.into_inner()).collect(),
+        }
+    }
 }
 
 #[pg_extern]

@@ -61,10 +61,9 @@ unsafe extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _a
             hooks::unpark();
         }
         XACT_EVENT_PREPARE => {
-            if let Some(note) = NOTES.with(Notes::take) {
-                // SAFETY: a plain read of a variable of this backend.
-                hooks::with_prepared_name(|name| prepared::remember(name, &note, unsafe { pg_sys::MyDatabaseId }));
-            }
+            let note = NOTES.with(Notes::take);
+            hooks::with_prepared_name(|name| prepared::remember(name, note.as_ref()));
+            hooks::unpark();
         }
         XACT_EVENT_ABORT => {
             NOTES.with(Notes::clear);
@@ -90,12 +89,16 @@ unsafe extern "C-unwind" fn savepoint_ended(
     }
 }
 
+/// The running transaction's identity, with its epoch; 0: it has none, because it wrote nothing.
+pub fn transaction() -> u64 {
+    // SAFETY: reads this backend's transaction state.
+    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
+}
+
 fn apply(note: &Note) {
     let Some(shared) = shmem::try_get() else { return };
     if note.launch {
-        // SAFETY: a plain read of a variable of this backend.
-        let _listed = shmem::Shared::list(&shared.requests, unsafe { pg_sys::MyDatabaseId });
-        wake::launcher(shared);
+        shared.ask_to_launch();
     }
     let Some(database) = shmem::current() else { return };
     if note.dropped {
@@ -121,7 +124,7 @@ fn apply_counters(note: &Note, database: &Database) {
             database.recovered.store(true, SeqCst);
         }
         None => {
-            counters.add_by_status(note.by_status);
+            database.count(transaction(), note.by_status);
             database.open_claims.fetch_add(note.claims, SeqCst);
         }
     }
@@ -161,5 +164,11 @@ fn announce(note: &Note, database: &Database) -> bool {
     }
     let due_earlier = note.due < database.next_due.fetch_min(note.due, SeqCst);
     let lease_earlier = note.lease_due < database.lease_due.fetch_min(note.lease_due, SeqCst);
-    due_earlier || lease_earlier || overflow || !note.ids.is_empty() || note.wake_due || note.wake_released || note.recover
+    due_earlier
+        || lease_earlier
+        || overflow
+        || !note.ids.is_empty()
+        || note.wake_due
+        || note.wake_released
+        || note.recover
 }

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::shmem::{self, Database, Shared, State};
-use crate::wake;
+use crate::{session, wake};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -21,6 +21,9 @@ use std::time::Duration;
 
 /// A worker that lived this long (microseconds) did not fail at its start.
 const SETTLED: i64 = 10_000_000;
+
+/// Workers that may be starting at a time: they share PostgreSQL's max_worker_processes with others.
+const AT_ONCE: usize = 3;
 
 /// In `_PG_init`.
 pub fn register() {
@@ -42,7 +45,9 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
     BackgroundWorker::connect_worker_to_spi(None, None);
     let shared = shmem::get();
     shared.launcher_latch.store(wake::own(), SeqCst);
-    let mut launcher = Launcher { shared, looked_into: HashSet::new(), started: HashMap::new(), warned: false };
+    forget_unborn(shared);
+    let mut launcher =
+        Launcher { shared, looked_into: HashSet::new(), asked: HashSet::new(), started: HashMap::new(), warned: false };
     while !BackgroundWorker::sigterm_received() {
         if BackgroundWorker::sighup_received() {
             // SAFETY: in the main loop of a background worker, outside a transaction.
@@ -52,6 +57,18 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
         wake::sleep(again_in_ms);
     }
     shared.launcher_latch.store(std::ptr::null_mut(), SeqCst);
+    // As PostgreSQL's logical replication launcher: 1 has the postmaster start it again, unless the server is shutting down.
+    // SAFETY: the regular end of a process, at which no value is in use.
+    unsafe { pg_sys::proc_exit(1) }
+}
+
+/// Workers that the launcher before this one meant to start, and did not.
+fn forget_unborn(shared: &Shared) {
+    for place in &shared.databases {
+        if place.state() == State::Starting && place.worker_pid.load(SeqCst) == 0 {
+            place.set_state(State::Idle);
+        }
+    }
 }
 
 /// When a worker was started last, and how often in a row it ended soon after.
@@ -75,6 +92,8 @@ struct Launcher {
     shared: &'static Shared,
     /// Databases without the extension.
     looked_into: HashSet<u32>,
+    /// Databases in which the extension was installed since they were looked into.
+    asked: HashSet<u32>,
     started: HashMap<u32, Start>,
     warned: bool,
 }
@@ -83,9 +102,14 @@ impl Launcher {
     /// Brings workers and databases together. Returns after how many milliseconds to try again what could not be done.
     fn reconcile(&mut self) -> Option<i64> {
         for request in &self.shared.requests {
-            self.looked_into.remove(&request.swap(0, SeqCst));
+            let oid = request.swap(0, SeqCst);
+            if oid != 0 {
+                self.looked_into.remove(&oid);
+                self.asked.insert(oid);
+            }
         }
         let databases = databases();
+        self.asked.retain(|oid| databases.iter().any(|d| d.to_u32() == *oid));
         self.forget_gone(&databases);
         databases.into_iter().filter_map(|oid| self.see_to(oid)).min()
     }
@@ -94,8 +118,7 @@ impl Launcher {
         for place in &self.shared.databases {
             let oid = place.oid.load(SeqCst);
             if oid != 0 && place.state() == State::Idle && !databases.iter().any(|d| d.to_u32() == oid) {
-                place.oid.store(0, SeqCst);
-                self.started.remove(&oid);
+                self.give_back(place, oid);
             }
         }
         self.looked_into.retain(|oid| databases.iter().any(|d| d.to_u32() == *oid));
@@ -118,12 +141,30 @@ impl Launcher {
             return None;
         }
         if place.absent.load(SeqCst) {
-            place.oid.store(0, SeqCst);
-            self.started.remove(&key);
-            self.looked_into.insert(key);
+            // Installed after the worker had looked?
+            if !self.asked.remove(&key) {
+                self.give_back(place, key);
+                self.looked_into.insert(key);
+                return None;
+            }
+            place.absent.store(false, SeqCst);
+        }
+        if self.starting() >= AT_ONCE {
+            // The next of them to run or to end wakes this process.
             return None;
         }
         self.start(place, oid)
+    }
+
+    fn starting(&self) -> usize {
+        let is_starting = |d: &&Database| d.oid.load(SeqCst) != 0 && d.state() == State::Starting;
+        self.shared.databases.iter().filter(is_starting).count()
+    }
+
+    fn give_back(&mut self, place: &Database, oid: u32) {
+        place.oid.store(0, SeqCst);
+        self.started.remove(&oid);
+        session::forget_ended(oid);
     }
 
     fn start(&mut self, place: &Database, oid: pg_sys::Oid) -> Option<i64> {
@@ -142,6 +183,7 @@ impl Launcher {
         start.failures = if asked || now - start.at > SETTLED { 0 } else { start.failures + 1 };
         start.at = now;
         self.started.insert(oid.to_u32(), start);
+        self.asked.remove(&oid.to_u32());
         match self.spawn(oid) {
             true => None,
             false => {

@@ -5,7 +5,7 @@
 //! - [`trigger`]: an inserted row becomes a note in the backend's memory
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
 //! - [`commit`]: at commit the notes go to shared memory
-//! - [`shmem`], [`ring`], [`counters`]: what the backends and the worker share
+//! - [`shmem`], [`ring`], [`counters`], [`recount`]: what the backends and the worker share
 //! - [`worker`]: the one process that notifies; its timers, its recovery
 //! - [`pack`]: many events in one payload of at most 7,999 bytes
 //! - [`launcher`]: one worker for each database that has the extension
@@ -27,6 +27,7 @@ mod launcher;
 mod note;
 mod pack;
 mod prepared;
+mod recount;
 mod ring;
 mod session;
 mod shmem;

@@ -33,7 +33,7 @@ pub struct Note {
     pub waiting: Option<bool>,
     /// The low-water mark and the head of the claims.
     pub mark: Option<(i64, i64)>,
-    /// As recovery found them: mark, counts, open claims.
+    /// As recovery found them: the mark, the counted events, the open claims.
     pub found: Option<(i64, ByStatus, i64)>,
     pub recover: bool,
     pub launch: bool,
@@ -80,16 +80,19 @@ impl Note {
         }
     }
 
-    /// Whether COMMIT PREPARED can repeat all of this from a few numbers.
-    pub fn is_only_inserts(&self) -> bool {
+    /// Whether there is nothing in it but rows that were inserted, changed or deleted by hand, so that COMMIT PREPARED can
+    /// repeat it from a few numbers.
+    pub fn is_only_rows(&self) -> bool {
         self.mark.is_none()
             && self.found.is_none()
+            && self.waiting.is_none()
             && self.claims == 0
+            && self.lease_due == NEVER
+            && self.unrouted == 0
             && self.processed == 0
             && self.failed == 0
             && !self.recover
             && !self.dropped
-            && self.due == NEVER
     }
 
     fn absorb(&mut self, inner: Note) {

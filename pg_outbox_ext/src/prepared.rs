@@ -1,68 +1,96 @@
 //! Two-phase commit: what a prepared transaction noted, kept in shared memory until its second phase.
 //!
-//! A restart forgets it, and so does a full table. Then COMMIT PREPARED has the worker recover from the tables.
+//! Each prepared transaction of a database with the extension has a place, also one that noted nothing. What is not found
+//! here at COMMIT PREPARED (a restart forgets it, a full table never knew it, claims and recoveries are not kept) has the
+//! worker recover from the tables.
 
+use crate::counters::ByStatus;
 use crate::note::Note;
-use crate::shmem::{self, NEVER};
-use pgrx::pg_sys;
+use crate::shmem::{self, Database, NEVER};
+use crate::{commit, wake};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::*};
 
 #[repr(C)]
 pub struct Prepared {
-    /// 0: free.
+    /// Its name, hashed. 0: free.
+    name: AtomicU64,
     transaction: AtomicU64,
-    database: AtomicU32,
     min_id: AtomicI64,
-    pending: AtomicI64,
+    by_status: [AtomicI64; 4],
     published: AtomicI64,
+    due: AtomicI64,
+    launch: AtomicBool,
 }
+
+/// The name of a place that is being filled.
+const TAKEN: u64 = u64::MAX;
 
 fn key(name: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
-    hasher.finish().max(1)
+    hasher.finish().clamp(1, TAKEN - 1)
 }
 
-/// The transaction of that name has been prepared.
-pub fn remember(name: &[u8], note: &Note, database: pg_sys::Oid) {
+/// The transaction of that name has been prepared, with this note.
+pub fn remember(name: &[u8], note: Option<&Note>) {
     let Some(shared) = shmem::try_get() else { return };
-    let key = key(name);
     forget(name);
-    if !note.is_only_inserts() {
+    let concerns = note.is_some_and(|n| n.launch) || shmem::current().is_some();
+    if !concerns || note.is_some_and(|n| !n.is_only_rows()) {
         return;
     }
-    for place in &shared.prepared {
-        if place.transaction.compare_exchange(0, u64::MAX, SeqCst, SeqCst).is_ok() {
-            place.database.store(database.to_u32(), Relaxed);
-            place.min_id.store(note.min_id, Relaxed);
-            place.pending.store(note.by_status[0], Relaxed);
-            place.published.store(note.published, Relaxed);
-            place.transaction.store(key, SeqCst);
-            return;
+    let free = shared.prepared.iter().find(|p| p.name.compare_exchange(0, TAKEN, SeqCst, SeqCst).is_ok());
+    if let Some(place) = free {
+        place.fill(note);
+        place.name.store(key(name), SeqCst);
+    }
+}
+
+impl Prepared {
+    fn fill(&self, note: Option<&Note>) {
+        self.transaction.store(commit::transaction(), Relaxed);
+        self.min_id.store(note.map_or(NEVER, |n| n.min_id), Relaxed);
+        for (place, changes) in self.by_status.iter().zip(note.map_or([0; 4], |n| n.by_status)) {
+            place.store(changes, Relaxed);
+        }
+        self.published.store(note.map_or(0, |n| n.published), Relaxed);
+        self.due.store(note.map_or(NEVER, |n| n.due), Relaxed);
+        self.launch.store(note.is_some_and(|n| n.launch), Relaxed);
+    }
+
+    fn apply(&self, database: &Database) {
+        let changes: ByStatus = std::array::from_fn(|i| self.by_status[i].load(Relaxed));
+        database.count(self.transaction.load(Relaxed), changes);
+        database.counters.published.fetch_add(self.published.load(Relaxed), Relaxed);
+        database.next_due.fetch_min(self.due.load(Relaxed), SeqCst);
+        let min_id = self.min_id.load(Relaxed);
+        if min_id != NEVER {
+            database.hint.fetch_min(min_id, SeqCst);
+            database.overflow.store(true, SeqCst);
         }
     }
 }
 
 /// COMMIT PREPARED succeeded.
 pub fn commit(name: &[u8]) {
-    let (Some(shared), Some(database)) = (shmem::try_get(), shmem::current()) else { return };
+    let Some(shared) = shmem::try_get() else { return };
     let key = key(name);
-    match shared.prepared.iter().find(|p| p.transaction.load(SeqCst) == key) {
-        Some(place) => {
-            let min_id = place.min_id.load(Relaxed);
-            if min_id != NEVER {
-                database.hint.fetch_min(min_id, SeqCst);
-                database.overflow.store(true, SeqCst);
-            }
-            database.counters.by_status[0].fetch_add(place.pending.load(Relaxed), Relaxed);
-            database.counters.published.fetch_add(place.published.load(Relaxed), Relaxed);
-            place.transaction.store(0, SeqCst);
-        }
-        None => database.recover.store(true, SeqCst),
+    let place = shared.prepared.iter().find(|p| p.name.load(SeqCst) == key);
+    if place.is_some_and(|p| p.launch.load(Relaxed)) {
+        shared.ask_to_launch();
     }
-    crate::wake::worker(database);
+    if let Some(database) = shmem::current() {
+        match place {
+            Some(place) => place.apply(database),
+            None => database.recover.store(true, SeqCst),
+        }
+        wake::worker(database);
+    }
+    if let Some(place) = place {
+        place.name.store(0, SeqCst);
+    }
 }
 
 /// ROLLBACK PREPARED, or the name is used anew.
@@ -70,7 +98,7 @@ pub fn forget(name: &[u8]) {
     if let Some(shared) = shmem::try_get() {
         let key = key(name);
         for place in &shared.prepared {
-            let _free = place.transaction.compare_exchange(key, 0, SeqCst, SeqCst);
+            let _free = place.name.compare_exchange(key, 0, SeqCst, SeqCst);
         }
     }
 }

@@ -26,7 +26,6 @@ pub fn attach(name: &str) {
     let free = shared.attachments.iter().find(|a| a.pid.compare_exchange(0, pid, SeqCst, SeqCst).is_ok());
     let Some(mine) = free else { raise(Error::TooManyConsumers) };
     write_name(mine, name);
-    mine.ended.store(false, Relaxed);
     mine.attached_at.store(wake::now(), Relaxed);
     mine.database.store(database.to_u32(), Relaxed);
     mine.id.store(shared.next_attachment.fetch_add(1, SeqCst) + 1, SeqCst);
@@ -41,12 +40,15 @@ pub fn mine() -> Option<i64> {
 }
 
 unsafe extern "C-unwind" fn ended(_code: i32, _arg: pg_sys::Datum) {
-    if let Some(mine) = MINE.with(Option::take) {
-        mine.ended.store(true, SeqCst);
-        if let Some(database) = shmem::current() {
+    let Some(mine) = MINE.with(Option::take) else { return };
+    mine.ended.store(true, SeqCst);
+    match shmem::current() {
+        Some(database) => {
             database.ended_attachments.fetch_add(1, SeqCst);
             wake::worker(database);
         }
+        // The extension is gone, and with it what was claimed.
+        None => give_back(mine),
     }
 }
 
@@ -82,21 +84,29 @@ pub fn take_ended(database: &Database) -> Vec<i64> {
     if database.ended_attachments.swap(0, SeqCst) == 0 {
         return Vec::new();
     }
-    all_ended(database).map(|a| a.id.load(Relaxed)).collect()
+    all_ended(database.oid.load(Relaxed)).map(|a| a.id.load(Relaxed)).collect()
 }
 
 /// For the worker: the claims of the session are released, its place is free again.
 pub fn free(database: &Database, attachment: i64) {
-    if let Some(place) = all_ended(database).find(|a| a.id.load(Relaxed) == attachment) {
+    if let Some(place) = all_ended(database.oid.load(Relaxed)).find(|a| a.id.load(Relaxed) == attachment) {
+        give_back(place);
+    }
+}
+
+/// For the launcher: this database has no worker any more. Frees the places of its sessions that ended.
+pub fn forget_ended(database: u32) {
+    all_ended(database).for_each(give_back);
+}
+
+/// Frees the place of a session that ended; of several who try, one does.
+fn give_back(place: &Attachment) {
+    if place.ended.compare_exchange(true, false, SeqCst, SeqCst).is_ok() {
         place.id.store(0, SeqCst);
         place.pid.store(0, SeqCst);
     }
 }
 
-fn all_ended(database: &Database) -> impl Iterator<Item = &'static Attachment> {
-    let oid = database.oid.load(Relaxed);
-    shmem::get()
-        .attachments
-        .iter()
-        .filter(move |a| a.ended.load(SeqCst) && a.pid.load(SeqCst) != 0 && a.database.load(Relaxed) == oid)
+fn all_ended(database: u32) -> impl Iterator<Item = &'static Attachment> {
+    shmem::get().attachments.iter().filter(move |a| a.ended.load(SeqCst) && a.database.load(Relaxed) == database)
 }

@@ -2,15 +2,16 @@
 //!
 //! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them.
 
-use crate::counters::Counters;
+use crate::counters::{ByStatus, Counters};
 use crate::prepared::Prepared;
+use crate::recount::Recount;
 use crate::ring::Ring;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
 pub const DATABASES: usize = 64;
 pub const ATTACHMENTS: usize = 512;
-pub const PREPARED: usize = 256;
+pub const PREPARED: usize = 1024;
 pub const REQUESTS: usize = 64;
 
 /// "Never", for moments and for ids alike.
@@ -64,6 +65,7 @@ pub struct Database {
     pub since: AtomicI64,
 
     pub counters: Counters,
+    pub recount: Recount,
     pub ring: Ring,
 }
 
@@ -94,6 +96,7 @@ impl Database {
         self.ended_attachments.store(0, Relaxed);
         self.since.store(crate::wake::now(), Relaxed);
         self.counters.reset();
+        self.recount.reset();
         self.ring.reset();
     }
 
@@ -102,6 +105,13 @@ impl Database {
             1 => State::Starting,
             2 => State::Running,
             _ => State::Idle,
+        }
+    }
+
+    /// At commit: changes by status of that transaction.
+    pub fn count(&self, transaction: u64, changes: ByStatus) {
+        if changes != [0; 4] {
+            self.recount.add(&self.counters, transaction, changes);
         }
     }
 
@@ -149,6 +159,13 @@ impl Shared {
         Some(free)
     }
 
+    /// Asks the launcher to look into this backend's database.
+    pub fn ask_to_launch(&self) {
+        // SAFETY: a plain read of a variable of this backend.
+        let _listed = Shared::list(&self.requests, unsafe { pg_sys::MyDatabaseId });
+        crate::wake::launcher(self);
+    }
+
     /// Puts a database into a list of databases; false: the list is full.
     pub fn list(list: &[AtomicU32], oid: pg_sys::Oid) -> bool {
         list.iter().any(|place| place.compare_exchange(0, oid.to_u32(), SeqCst, SeqCst).is_ok())
@@ -174,8 +191,17 @@ pub fn get() -> &'static Shared {
 
 /// This database's place; none before the launcher made one.
 pub fn current() -> Option<&'static Database> {
+    static LAST: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
     // SAFETY: a plain read of a variable of this backend.
-    try_get()?.find(unsafe { pg_sys::MyDatabaseId })
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    // SAFETY: null, or a place in shared memory that was found here before; whose it is now, its oid says.
+    let last = unsafe { LAST.load(Relaxed).as_ref() };
+    if let Some(last) = last.filter(|place| place.oid.load(Acquire) == oid.to_u32()) {
+        return Some(last);
+    }
+    let found = try_get()?.find(oid)?;
+    LAST.store(std::ptr::from_ref(found).cast_mut(), Relaxed);
+    Some(found)
 }
 
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;

@@ -23,6 +23,20 @@ pub fn worker_now(database: &Database) {
     set(&database.worker_latch);
 }
 
+/// Cuts the worker off in whatever it does.
+pub fn terminate(database: &Database) {
+    let pid = database.worker_pid.load(SeqCst);
+    if pid != 0 {
+        // SAFETY: a system call. The worker takes its pid out of shared memory before it ends.
+        let _sent = unsafe { kill(pid, pg_sys::SIGTERM as i32) };
+    }
+}
+
+unsafe extern "C" {
+    /// POSIX kill(2).
+    fn kill(pid: i32, signal: i32) -> i32;
+}
+
 pub fn launcher(shared: &Shared) {
     set(&shared.launcher_latch);
 }

@@ -20,7 +20,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicBool, Ordering::*};
 
 /// Under load at most one transaction of notifications in this time (microseconds). The first after a pause goes at once.
 const GATHER: i64 = 2000;
@@ -32,6 +32,8 @@ const BATCH: usize = 2048;
 const EPOCH: i64 = 946_684_800_000_000;
 
 unsafe extern "C-unwind" {
+    /// PostgreSQL's handler of SIGTERM (tcop/tcopprot.h), without pgrx's wrapper.
+    fn die(signal: i32);
     /// Queues a notification for the commit of this transaction (commands/async.h).
     fn Async_Notify(channel: *const std::ffi::c_char, payload: *const std::ffi::c_char);
 }
@@ -42,8 +44,10 @@ unsafe extern "C-unwind" {
 pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
     let oid = pg_sys::Oid::from(argument.value() as u32);
     let Some(database) = shmem::get().find(oid) else { return };
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
-    take_place(database);
+    handle_signals();
+    if !take_place(database) {
+        return;
+    }
     if database.stop.load(SeqCst) {
         return;
     }
@@ -55,14 +59,47 @@ pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
     Worker { database, last_notified: 0, unreported: false }.run();
 }
 
-/// From here on others can wake this worker, and see that it ended.
-fn take_place(database: &'static Database) {
+/// SIGTERM was sent.
+static TERMINATED: AtomicBool = AtomicBool::new(false);
+/// A transaction is running.
+static BUSY: AtomicBool = AtomicBool::new(false);
+
+fn handle_signals() {
+    // SAFETY: the handler does what PostgreSQL's own handlers do.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(terminated));
+        #[cfg(feature = "pg18")]
+        pg_sys::pqsignal_be(pg_sys::SIGTERM as i32, Some(terminated));
+    }
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+}
+
+/// Ends the worker in peace when it has nothing to do, else as PostgreSQL ends a session: in the middle of a query, or of
+/// waiting for a lock.
+unsafe extern "C-unwind" fn terminated(signal: i32) {
+    TERMINATED.store(true, SeqCst);
+    // SAFETY: both may be called by a signal handler.
+    unsafe {
+        if BUSY.load(SeqCst) {
+            die(signal);
+        } else {
+            pg_sys::SetLatch(pg_sys::MyLatch);
+        }
+    }
+}
+
+/// From here on others can wake this worker, and see that it ended. False: the place is another's.
+fn take_place(database: &'static Database) -> bool {
     // SAFETY: a plain read; the callback lives in this library, which is never unloaded.
     unsafe {
-        database.worker_pid.store(pg_sys::MyProcPid, SeqCst);
+        if database.worker_pid.compare_exchange(0, pg_sys::MyProcPid, SeqCst, SeqCst).is_err() {
+            return false;
+        }
         pg_sys::on_shmem_exit(Some(leave_place), pg_sys::Datum::from(std::ptr::from_ref(database) as usize));
     }
     database.worker_latch.store(wake::own(), SeqCst);
+    true
 }
 
 unsafe extern "C-unwind" fn leave_place(_code: i32, database: pg_sys::Datum) {
@@ -79,12 +116,19 @@ unsafe extern "C-unwind" fn leave_place(_code: i32, database: pg_sys::Datum) {
 
 /// Work in a transaction of its own that is visible in pg_stat_activity.
 fn transaction<R>(what: &std::ffi::CStr, body: impl FnOnce() -> R) -> R {
-    // SAFETY: plain calls of PostgreSQL's statistics functions.
-    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, what.as_ptr()) };
+    BUSY.store(true, SeqCst);
+    // SAFETY: plain calls of PostgreSQL's statistics functions, and of what a SIGTERM that came earlier would have called.
+    unsafe {
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, what.as_ptr());
+        if TERMINATED.load(SeqCst) {
+            die(pg_sys::SIGTERM as i32);
+        }
+    }
     // An ERROR ends the worker: nobody sees state that it left half changed.
     let result = BackgroundWorker::transaction(AssertUnwindSafe(body));
     // SAFETY: as above.
     unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
+    BUSY.store(false, SeqCst);
     result
 }
 
@@ -104,6 +148,26 @@ fn call(statement: &str, arguments: &[DatumWithOid<'_>]) -> i64 {
     }
 }
 
+/// What this worker depends on, whatever the administrator set for all sessions.
+fn settings() {
+    let set = [
+        // Nothing it writes must outlive a crash: recovery does it again.
+        ("synchronous_commit", "off"),
+        ("search_path", "pg_catalog, pg_temp"),
+        ("default_transaction_isolation", "read committed"),
+        ("default_transaction_read_only", "off"),
+        ("lock_timeout", "0"),
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        ("transaction_timeout", "0"),
+    ];
+    for (name, value) in set {
+        if let Err(e) = Spi::run_with_args("SELECT pg_catalog.set_config($1, $2, false)", &[name.into(), value.into()])
+        {
+            error!("set {name}: {e}");
+        }
+    }
+}
+
 struct Worker {
     database: &'static Database,
     last_notified: i64,
@@ -114,18 +178,20 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let database = self.database;
-        // Nothing this worker writes must outlive a crash: recovery does it again.
-        transaction(c"starting", || {
-            if let Err(e) = Spi::run("SELECT pg_catalog.set_config('synchronous_commit', 'off', false)") {
-                error!("set synchronous_commit: {e}");
-            }
-        });
+        transaction(c"starting", settings);
         database.set_state(State::Running);
+        wake::launcher(shmem::get());
         self.recover();
+        // A worker that was cut off may have left these behind.
+        database.lease_due.store(wake::now(), SeqCst);
+        database.ended_attachments.fetch_add(1, SeqCst);
         self.notify(vec![pack::wake_up("startup")]);
-        while !database.stop.load(SeqCst) && !BackgroundWorker::sigterm_received() {
+        while !database.stop.load(SeqCst) && !TERMINATED.load(SeqCst) {
             reload_configuration();
-            if !self.work() {
+            if self.work() {
+                // SAFETY: outside a transaction, as it wants; at most once a second it does anything.
+                let _again_in = unsafe { pg_sys::pgstat_report_stat(false) };
+            } else {
                 self.rest();
             }
         }
@@ -134,7 +200,7 @@ impl Worker {
     /// Everything there is to do now; false: nothing.
     fn work(&mut self) -> bool {
         let mut did = false;
-        if self.database.recover.swap(false, SeqCst) {
+        if self.database.recover.swap(false, SeqCst) || self.database.recount.is_spoiled() {
             self.database.recovered.store(false, SeqCst);
             self.recover();
             self.database.overflow.store(true, SeqCst);
@@ -245,6 +311,7 @@ impl Worker {
         database.armed.store(true, SeqCst);
         let news = database.ring.len() > 0
             || database.ended_attachments.load(SeqCst) > 0
+            || database.recount.is_spoiled()
             || [&database.overflow, &database.wake_due, &database.wake_released, &database.recover, &database.stop]
                 .iter()
                 .any(|flag| flag.load(SeqCst));

@@ -71,9 +71,15 @@ async fn after_a_failure_the_later_events_of_the_aggregate_wait_for_the_retry() 
     let (claimed, token) = claim(&session, "10").await?;
     assert_eq!(claimed, ids);
     assert!(session.one::<bool>(&format!("SELECT outbox.fail({token}, {}, 'no luck', '1 hour')", ids[0])).await?);
-    assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 1, "only the other aggregate is held still");
+    assert_eq!(
+        session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?,
+        1,
+        "only the other aggregate is held still"
+    );
     assert_eq!(claim(&session, "10").await?.0, NONE);
-    session.execute("UPDATE outbox.delivery SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL", &[]).await?;
+    session
+        .execute("UPDATE outbox.delivery SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL", &[])
+        .await?;
     let (again, token) = claim(&session, "10").await?;
     assert_eq!(again, ids[..2]);
     assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 2);
@@ -108,7 +114,11 @@ async fn a_stale_token_changes_nothing() -> Result<()> {
     let (_, new) = claim(&session, "1").await?;
     assert_ne!(old, new);
     for call in ["ack({t})", "release({t})"] {
-        assert_eq!(session.one::<i64>(&format!("SELECT outbox.{}", call.replace("{t}", &old.to_string()))).await?, 0, "{call}");
+        assert_eq!(
+            session.one::<i64>(&format!("SELECT outbox.{}", call.replace("{t}", &old.to_string()))).await?,
+            0,
+            "{call}"
+        );
     }
     for call in ["fail({t}, {i}, 'x')", "reject({t}, {i}, 'x')", "fail(424242, {i}, 'x')"] {
         let call = call.replace("{t}", &old.to_string()).replace("{i}", &ids[0].to_string());

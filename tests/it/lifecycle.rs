@@ -10,13 +10,18 @@ const IDLE: &str = "SELECT worker_state = 'idle' FROM outbox.stats()";
 
 async fn worker_of(admin: &Session, database: &str) -> Result<bool> {
     Ok(admin
-        .query_one("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_outbox worker' AND datname = $1", &[&database])
+        .query_one(
+            "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_outbox worker' AND datname = $1",
+            &[&database],
+        )
         .await?
         .get(0))
 }
 
 async fn workers(admin: &Session, database: &str, count: i64) -> Result<()> {
-    let query = format!("SELECT count(*) = {count} FROM pg_stat_activity WHERE backend_type = 'pg_outbox worker' AND datname = '{database}'");
+    let query = format!(
+        "SELECT count(*) = {count} FROM pg_stat_activity WHERE backend_type = 'pg_outbox worker' AND datname = '{database}'"
+    );
     admin.until(&query, LONG).await
 }
 
@@ -69,7 +74,9 @@ async fn the_extension_is_dropped_kept_and_created_again() -> Result<()> {
     workers(&admin, &database, 0).await?;
     session.batch_execute(r#"CREATE SCHEMA "My Schema"; CREATE EXTENSION pg_outbox SCHEMA "My Schema""#).await?;
     workers(&admin, &database, 1).await?;
-    session.batch_execute(r#"INSERT INTO "My Schema".outbox_events (event_type, event_data) VALUES ('a', '{}')"#).await?;
+    session
+        .batch_execute(r#"INSERT INTO "My Schema".outbox_events (event_type, event_data) VALUES ('a', '{}')"#)
+        .await?;
     session.until("SELECT count(*) = 1 FROM outbox.claim()", LONG).await?;
     Ok(())
 }
@@ -88,11 +95,16 @@ async fn a_worker_that_was_ended_comes_back_and_announces() -> Result<()> {
         }
         let admin = outbox_tests::wait::until("a connection after the end of the worker", LONG, async || {
             let admin = cluster.connect(&database).await?;
-            let query = format!("SELECT coalesce(worker_pid, {pid}) <> {pid} AND worker_state = 'idle' FROM outbox.stats()");
+            let query =
+                format!("SELECT coalesce(worker_pid, {pid}) <> {pid} AND worker_state = 'idle' FROM outbox.stats()");
             Ok(admin.one::<bool>(&query).await?.then_some(admin))
         });
         let mut session = admin.await?;
-        session.batch_execute("LISTEN outbox_events; INSERT INTO outbox_events (event_type, event_data) VALUES ('a', '{}')").await?;
+        session
+            .batch_execute(
+                "LISTEN outbox_events; INSERT INTO outbox_events (event_type, event_data) VALUES ('a', '{}')",
+            )
+            .await?;
         session.notification(LONG).await?;
     }
     Ok(())
@@ -132,7 +144,8 @@ async fn a_dump_holds_events_destinations_and_what_is_owed() -> Result<()> {
     restored.until("SELECT array_agg(id ORDER BY id) = '{2,3,4}' FROM outbox.claim()", LONG).await?;
     let error: String = restored.one("SELECT last_error FROM outbox.deliveries WHERE destination = 'h'").await?;
     assert_eq!(error, "no luck");
-    let next: i64 = restored.one("INSERT INTO outbox_events (event_type, event_data) VALUES ('a', '{}') RETURNING id").await?;
+    let next: i64 =
+        restored.one("INSERT INTO outbox_events (event_type, event_data) VALUES ('a', '{}') RETURNING id").await?;
     assert_eq!(next, 5);
     let secrets: i64 = restored.one("SELECT count(*) FROM outbox.secret").await?;
     assert_eq!(secrets, 1);

@@ -5,10 +5,12 @@
 //! - [`receiver`]: an HTTP server for webhooks
 //! - [`relay`]: the relay's binary; [`http`]: its pages
 //! - [`wait`]: for conditions
+//! - [`detached`]: servers that are left running
 //! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
 
 pub mod broker;
 pub mod cluster;
+pub mod detached;
 pub mod http;
 pub mod postgres;
 pub mod process;

@@ -23,7 +23,7 @@ pub struct Channel {
 /// A queue being consumed, each message acknowledged as it is taken.
 pub struct Queue {
     consumer: Consumer,
-    _channel: Channel,
+    channel: Channel,
 }
 
 /// A message as it arrived.
@@ -79,7 +79,7 @@ impl Channel {
             .channel
             .basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
             .await?;
-        Ok(Queue { consumer, _channel: self })
+        Ok(Queue { consumer, channel: self })
     }
 
     /// Whether the connection is still open.
@@ -97,6 +97,11 @@ impl Deref for Channel {
 }
 
 impl Queue {
+    /// Whether its connection is still open.
+    pub fn is_open(&self) -> bool {
+        self.channel.is_open()
+    }
+
     /// The next message, or an error after the limit.
     pub async fn next(&mut self, limit: Duration) -> Result<Message> {
         let delivery = tokio::time::timeout(limit, self.consumer.next())
