@@ -230,7 +230,7 @@ fn may_change(oid: pg_sys::Oid) -> bool {
 /// The transaction is over: the launcher looks at the databases again.
 pub fn unpark() {
     PREPARING.with(|p| *p = None);
-    let parked = PARKED.with(|parked| std::mem::take(parked));
+    let parked = PARKED.with(std::mem::take);
     if parked == [0; 8] {
         return;
     }

@@ -50,7 +50,7 @@ impl Recount {
     /// The snapshot is chosen; from now on the counters hold what it did not see. Does nothing when one is chosen already.
     pub fn chosen(&self, counters: &Counters, seen: impl FnOnce() -> Seen) {
         let generation = self.generation.load(SeqCst);
-        if generation % 2 == 0 {
+        if generation.is_multiple_of(2) {
             return;
         }
         let seen = seen();

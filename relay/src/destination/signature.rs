@@ -57,7 +57,7 @@ mod tests {
     fn the_known_message_has_the_known_signature() {
         let keys = Keys::parse(&[SECRET.into()]).expect("a valid secret");
         let signature = keys.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
-        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmKtSyNSyz1N1V3/zRMkTfEEz8=");
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
