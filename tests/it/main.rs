@@ -2,5 +2,8 @@
 
 mod claims;
 mod lifecycle;
+mod notifications;
 mod privileges;
+mod queries;
+mod relay;
 mod smoke;

@@ -49,6 +49,9 @@ const OURS: [&str; 8] = [
 impl ConnInfo {
     /// Reads `postgres://…` or `key=value …`. The error shows no part of the string's values.
     pub fn parse(text: &str) -> Result<Self> {
+        if text.split_once("://").is_some_and(|(scheme, _)| is_foreign(scheme)) {
+            return Err(invalid("a URL must begin with postgres:// or postgresql://"));
+        }
         let (rest, pairs) = take_out(text)?;
         let mut config: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
             let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
@@ -100,6 +103,11 @@ impl ConnInfo {
         let database = self.config.get_dbname().unwrap_or("the user's database");
         format!("{}/{database}", hosts.join(","))
     }
+}
+
+/// Letters alone, so no `key=value`.
+fn is_foreign(scheme: &str) -> bool {
+    !matches!(scheme, "postgres" | "postgresql") && scheme.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 fn invalid(what: &str) -> Error {
