@@ -8,6 +8,7 @@ pub enum Error {
     NotPreloaded,
     ConsumerName,
     TooManyConsumers,
+    Standby,
 }
 
 impl Error {
@@ -27,6 +28,11 @@ impl Error {
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                 "too many attached consumers",
                 "At most 512 sessions of a server can be attached at a time; let the others claim without attaching.",
+            ),
+            Error::Standby => (
+                PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
+                "cannot attach on a standby",
+                "Connect to the primary, for example with target_session_attrs=read-write.",
             ),
         }
     }

@@ -20,6 +20,10 @@ pub fn attach(name: &str) {
         write_name(mine, name);
         return;
     }
+    // SAFETY: reads the state of the server.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        raise(Error::Standby);
+    }
     let shared = shmem::get();
     // SAFETY: plain reads of variables of this backend.
     let (pid, database) = unsafe { (pg_sys::MyProcPid, pg_sys::MyDatabaseId) };

@@ -1,6 +1,7 @@
 //! Tests against real servers: one file a subject.
 
 mod claims;
+mod connections;
 mod lifecycle;
 mod notifications;
 mod privileges;
