@@ -2,6 +2,7 @@
 
 mod claims;
 mod connections;
+mod delivery;
 mod lifecycle;
 mod notifications;
 mod privileges;
