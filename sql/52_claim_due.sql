@@ -36,10 +36,10 @@ COMMENT ON FUNCTION outbox._route_due(int) IS 'turns events that waited unrouted
 
 -- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
 -- One that is due while an earlier one of its line is outstanding goes back into the line. busy: lines that wait for an
--- event claimed whole.
+-- event claimed whole. more: such deliveries took the room of others, for which another claim is needed.
 CREATE FUNCTION outbox._claim_due(
     v_token bigint, served text[], mark bigint, head bigint, max_events int,
-    OUT ids bigint[], OUT destinations text[], OUT busy bigint[])
+    OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -92,8 +92,9 @@ BEGIN
         UPDATE @extschema@.outbox_events e SET status = 'processing'
           FROM (SELECT DISTINCT c.id FROM chosen c) c WHERE e.id = c.id AND e.status = 'pending'
     )
-    SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind)
-      INTO ids, destinations, busy
+    SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
+           count(*) < max_events AND (SELECT count(*) FROM due) >= max_events
+      INTO ids, destinations, busy, more
       FROM chosen c;
 END
 $$;

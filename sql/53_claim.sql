@@ -67,6 +67,7 @@ DECLARE
     v_probe boolean;
     v_exhausted boolean := false;
     v_expanded boolean := false;
+    v_more boolean := false;
     v_behind bigint := 0;
     v_unrouted bigint := 0;
     v_count int;
@@ -114,19 +115,19 @@ BEGIN
             v_expanded := true;
         END IF;
     END LOOP;
-    IF NOT v_exhausted AND v_room > v_reserve THEN
-        PERFORM outbox._wake('due');    -- the next claim goes on from here
-    END IF;
     v_head := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));
 
     IF v_room > 0 THEN
-        SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy
-          INTO v_due_ids, v_due_destinations, v_busy
+        SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy, d.more
+          INTO v_due_ids, v_due_destinations, v_busy, v_more
           FROM outbox._claim_due(v_token, claim.destinations, v_mark, v_head, v_room) d;
         IF v_busy IS NOT NULL THEN
             PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_head) f WHERE f.key = ANY (v_busy)));
             v_expanded := true;
         END IF;
+    END IF;
+    IF v_more OR (NOT v_exhausted AND v_room > cardinality(v_due_ids)) THEN
+        PERFORM outbox._wake('due');    -- there is room for more: the next claim goes on from here
     END IF;
     PERFORM outbox._waiting(v_behind > 0 OR v_busy IS NOT NULL);
     PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
