@@ -5,8 +5,12 @@
 -- elsewhere and none at all is in flight in another claim. Within one claim the consumer keeps the order of id.
 
 CREATE FUNCTION outbox._lock() RETURNS void
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT pg_advisory_xact_lock('outbox.claims'::regclass::oid::int, 0) $$;
+    LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    PERFORM pg_catalog.pg_advisory_xact_lock('outbox.claims'::pg_catalog.regclass::pg_catalog.oid::int, 0);
+END
+$$;
 COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time, until commit';
 
 -- Two aggregates with one key would wait for each other and lose nothing.
@@ -37,11 +41,12 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_claim(int, interval) IS 'an error for arguments that make no claim';
 
+-- No settings of its own, so that the planner can merge it into the query that uses it.
 -- The destinations as this claim may use them. serve: hand out freely; probe: the circuit is half open, hand out one.
 -- While there is no destination at all, '' stands for a consumer of the application's own, which names none.
 CREATE FUNCTION outbox._lanes(served text[])
     RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, blocks boolean)
-    LANGUAGE sql STABLE ROWS 10 SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE ROWS 10
 AS $$
     SELECT d.name, d.like_patterns, m.mine AND d.circuit_failures = 0,
            m.mine AND d.circuit_failures > 0 AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()

@@ -1,9 +1,9 @@
 -- The common path of a claim: fresh events, found by walking the primary key from the low-water mark.
 
+-- No settings of its own, so that the planner can merge it into the query that uses it.
 -- In flight: claimed whole. Their aggregates are skipped; they stay fresh and are found again.
 CREATE FUNCTION outbox._in_flight(mark bigint, head bigint) RETURNS TABLE (id bigint, key bigint)
     LANGUAGE sql STABLE ROWS 100
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
     SELECT e.id, outbox._aggregate_key(e.aggregate_type, e.aggregate_id)
       FROM @extschema@.outbox_events e

@@ -2,10 +2,12 @@
 
 -- From now on what a claim holds of these events is listed delivery by delivery.
 CREATE FUNCTION outbox._expand(v_ids bigint[], v_token bigint DEFAULT NULL) RETURNS void
-    LANGUAGE sql VOLATILE
+    LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off
 AS $$
+#variable_conflict use_column
+BEGIN
     WITH target AS MATERIALIZED (
         SELECT e.id, e.claim_token, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
           FROM @extschema@.outbox_events e
@@ -25,21 +27,24 @@ AS $$
       FROM (SELECT u.claim_token, sum(u.n) AS n
               FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
              GROUP BY u.claim_token) n
-     WHERE c.token = n.claim_token
+     WHERE c.token = n.claim_token;
+END
 $$;
 COMMENT ON FUNCTION outbox._expand(bigint[], bigint) IS 'lists what claims hold of these events in outbox.delivery';
 
 CREATE FUNCTION outbox._advance_mark(mark bigint) RETURNS bigint
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
-    SELECT coalesce(
+BEGIN
+    RETURN coalesce(
         (SELECT e.id FROM @extschema@.outbox_events e
           WHERE e.id >= mark AND ((e.status = 'pending' AND NOT e.expanded)
                                   OR (e.status = 'processing' AND e.claim_token IS NOT NULL))
           ORDER BY e.id LIMIT 1),
         (SELECT e.id + 1 FROM @extschema@.outbox_events e WHERE e.id >= mark ORDER BY e.id DESC LIMIT 1),
-        mark)
+        mark);
+END
 $$;
 COMMENT ON FUNCTION outbox._advance_mark(bigint) IS 'the lowest fresh or claimed event from the mark on';
 
@@ -47,8 +52,8 @@ CREATE FUNCTION outbox.claim(
     max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
     RETURNS SETOF outbox.claimed_event
     LANGUAGE plpgsql SECURITY DEFINER ROWS 100
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE

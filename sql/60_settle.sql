@@ -30,10 +30,12 @@ COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'each token given holds one thin
 
 -- An expanded event's status follows from its deliveries.
 CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
-    LANGUAGE sql VOLATILE
+    LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off
 AS $$
+#variable_conflict use_column
+BEGIN
     UPDATE @extschema@.outbox_events e
        SET status = s.status, processed_at = CASE WHEN s.status = 'processed' THEN clock_timestamp() END
       FROM (SELECT i.id,
@@ -44,7 +46,8 @@ AS $$
               FROM (SELECT DISTINCT unnest(v_ids) AS id) i
               LEFT JOIN outbox.delivery d ON d.id = i.id
              GROUP BY i.id) s
-     WHERE e.id = s.id AND e.expanded AND e.claim_token IS NULL AND e.status <> s.status
+     WHERE e.id = s.id AND e.expanded AND e.claim_token IS NULL AND e.status <> s.status;
+END
 $$;
 COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of expanded events, from what is outstanding';
 
@@ -125,13 +128,16 @@ $$;
 COMMENT ON FUNCTION outbox._delivered(bigint[], bigint[]) IS 'settles events delivered to all that their claim handed out';
 
 CREATE FUNCTION outbox._rest(v_id bigint) RETURNS text
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
+BEGIN
+    RETURN (
     SELECT CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
                 WHEN bool_or(d.status IN ('pending', 'scheduled')) THEN 'pending'
                 WHEN bool_or(d.status = 'failed') THEN 'failed'
                 ELSE 'processed' END
-      FROM outbox.delivery d WHERE d.id = v_id
+      FROM outbox.delivery d WHERE d.id = v_id);
+END
 $$;
 COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that an event''s deliveries alone give it';
 
@@ -161,8 +167,12 @@ $$;
 COMMENT ON FUNCTION outbox._settled(boolean) IS 'ends a settlement';
 
 CREATE FUNCTION outbox._claim_ids(v_token bigint) RETURNS bigint[]
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT coalesce((SELECT c.ids FROM outbox.claims c WHERE c.token = v_token), '{}') $$;
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce((SELECT c.ids FROM outbox.claims c WHERE c.token = v_token), '{}');
+END
+$$;
 COMMENT ON FUNCTION outbox._claim_ids(bigint) IS 'all events that a claim handed out';
 
 CREATE FUNCTION outbox.ack(claim_token bigint, ids bigint[] DEFAULT NULL) RETURNS bigint

@@ -76,12 +76,10 @@ COMMENT ON FUNCTION outbox._failed(bigint, bigint, text, text, text, interval) I
     'one event did not get through, to one destination or to all that the token holds';
 
 CREATE FUNCTION outbox._retry_in(kind text, settings jsonb, attempts int) RETURNS interval
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT outbox._backoff(attempts,
-        outbox._duration(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
-        outbox._duration(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END))
-$$;
+    LANGUAGE sql VOLATILE
+RETURN outbox._backoff(attempts,
+    outbox._duration(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
+    outbox._duration(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END));
 COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
     'a destination''s backoff: base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else';
 

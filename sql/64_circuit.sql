@@ -48,7 +48,8 @@ COMMENT ON FUNCTION outbox._disable(text, text) IS 'a destination asked not to b
 
 -- The relay's call: everything that became known since the last one.
 CREATE FUNCTION outbox.settle(tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]') RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE

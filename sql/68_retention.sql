@@ -3,21 +3,27 @@
 
 -- Null: never (outbox.retention = -1).
 CREATE FUNCTION outbox._retention() RETURNS interval
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT nullif(current_setting('outbox.retention'), '-1')::interval $$;
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN nullif(current_setting('outbox.retention'), '-1')::interval;
+END
+$$;
 COMMENT ON FUNCTION outbox._retention() IS 'how long processed events are kept; null: for ever';
 
 -- The moment at which the oldest processed event is old enough. With nothing processed yet: after one retention, when
 -- anything processed from now on has come of age.
 CREATE FUNCTION outbox._retention_due() RETURNS timestamptz
-    LANGUAGE sql VOLATILE
+    LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
-    SELECT greatest(
+BEGIN
+    RETURN greatest(
         coalesce((SELECT e.processed_at
                     FROM (SELECT x.status, x.processed_at, x.id FROM @extschema@.outbox_events x ORDER BY x.id LIMIT 10000) e
                    WHERE e.status = 'processed' ORDER BY e.id LIMIT 1), clock_timestamp()) + outbox._retention(),
-        clock_timestamp() + least(interval '10 seconds', outbox._retention() / 100))
+        clock_timestamp() + least(interval '10 seconds', outbox._retention() / 100));
+END
 $$;
 COMMENT ON FUNCTION outbox._retention_due() IS 'when retention has something to do next';
 

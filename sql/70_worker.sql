@@ -73,9 +73,10 @@ $$;
 COMMENT ON FUNCTION outbox._release_orphans() IS 'gives back what an unknown claim seems to hold';
 
 CREATE FUNCTION outbox._next_due() RETURNS timestamptz
-    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
 AS $$
-    SELECT least(
+BEGIN
+    RETURN least(
         (SELECT min(x.next_attempt_at)
            FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
                  UNION ALL SELECT '') t
@@ -86,7 +87,8 @@ AS $$
         (SELECT min(d.circuit_open_until) FROM outbox.destination d
           WHERE d.circuit_open_until > now() AND NOT d.paused AND d.disabled_reason IS NULL),
         (SELECT min(s.expires_at) FROM outbox.secret s),
-        outbox._retention_due())
+        outbox._retention_due());
+END
 $$;
 COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is due; null: nothing is';
 
@@ -138,9 +140,13 @@ COMMENT ON FUNCTION outbox._release_attachment(bigint) IS 'releases the claims o
 -- outbox.notify_payload wants it; cut: without the data, marked as truncated; short: the identities alone.
 CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text,
     OUT id bigint, OUT body bytea, OUT short bytea, OUT cut bytea) RETURNS SETOF record
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET jit = off
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT e.id,
            convert_to(CASE v_mode WHEN 'id' THEN s.short
                                   WHEN 'full' THEN left(m.body, -1) || ',"metadata":' || e.metadata::text
@@ -160,6 +166,7 @@ AS $$
                || ',"aggregate_id":' || coalesce(to_json(e.aggregate_id)::text, 'null')
                || ',"tenant_id":' || coalesce(to_json(e.tenant_id)::text, 'null')
                || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"}' AS body) m
-     ORDER BY e.id
+     ORDER BY e.id;
+END
 $$;
 COMMENT ON FUNCTION outbox._describe(bigint[], text) IS 'what a notification says of each event';

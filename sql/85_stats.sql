@@ -1,13 +1,16 @@
 -- What an operator wants to know at a glance. Nothing here scans the events.
 
 CREATE FUNCTION outbox._oldest_pending() RETURNS interval
-    LANGUAGE sql VOLATILE
+    LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
     SET enable_mergejoin = off SET jit = off
 AS $$
-    SELECT clock_timestamp() - least(
+DECLARE
+    v_mark bigint := outbox._low_mark(false);
+BEGIN
+    RETURN clock_timestamp() - least(
         (SELECT e.created_at FROM @extschema@.outbox_events e
-          WHERE e.id >= outbox._low_mark(false) AND e.status = 'pending' AND NOT e.expanded ORDER BY e.id LIMIT 1),
+          WHERE e.id >= v_mark AND e.status = 'pending' AND NOT e.expanded ORDER BY e.id LIMIT 1),
         (SELECT min(x.created_at)
            FROM (SELECT t.name FROM outbox.destination t UNION ALL SELECT '') t
           CROSS JOIN LATERAL (
@@ -15,7 +18,8 @@ AS $$
                   FROM (SELECT d.id FROM outbox.delivery d
                          WHERE d.destination = t.name AND d.status = 'pending' AND d.next_attempt_at IS NOT NULL
                          ORDER BY d.next_attempt_at, d.id LIMIT 100) d
-                  JOIN @extschema@.outbox_events e ON e.id = d.id) x))
+                  JOIN @extschema@.outbox_events e ON e.id = d.id) x));
+END
 $$;
 COMMENT ON FUNCTION outbox._oldest_pending() IS 'age of the oldest event that waits and is not scheduled for later';
 

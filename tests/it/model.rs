@@ -325,7 +325,8 @@ impl System {
         let Some((token, id)) = Self::pick(model, by, which) else { return Ok(()) };
         // Out of turn within its aggregate is the consumer's mistake, and none that this one makes.
         let aggregate = model.events.get(&id).map_or(0, |e| e.aggregate);
-        let id = model.open(aggregate, id).map(|(id, _)| *id).next().unwrap_or(id);
+        let earlier = model.open(aggregate, id).find(|(_, e)| e.state == State::Held(token));
+        let id = earlier.map_or(id, |(earlier, _)| *earlier);
         let settled = self.consumers[by].one::<i64>(&format!("SELECT outbox.ack({token}, ARRAY[{id}])")).await?;
         ensure!(settled == 1, "{id} of {token}: {settled} settled");
         model.set(&[id], State::Processed);
