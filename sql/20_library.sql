@@ -71,6 +71,10 @@ CREATE FUNCTION outbox._count_from_here(in_any_case boolean) RETURNS boolean STA
 COMMENT ON FUNCTION outbox._count_from_here(boolean) IS
     'what this query does not see is counted from now on as it commits; false: something committed meanwhile, count again';
 
+CREATE FUNCTION outbox._latencies() RETURNS float8[] LANGUAGE c AS 'MODULE_PATHNAME', 'latencies_wrapper';
+COMMENT ON FUNCTION outbox._latencies() IS
+    'of each event that became processed in this transaction: seconds since it could be delivered, to within a fifth';
+
 CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION outbox._library_version() IS 'version of the loaded library';
 

@@ -49,6 +49,33 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_patterns(text[]) IS 'an error unless the patterns make sense';
 
+-- A name is a token of RFC 9110; a value is visible ASCII with spaces and tabs. Errors show no value.
+CREATE FUNCTION outbox._check_headers(headers jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_reserved CONSTANT text := '^(host|content-length|content-type|transfer-encoding|connection|webhook-.*)$';
+    v_name text;
+    v_value jsonb;
+BEGIN
+    IF jsonb_typeof(headers) <> 'object' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.headers must be a JSON object of header names and values';
+    END IF;
+    FOR v_name, v_value IN SELECT h.key, h.value FROM jsonb_each(headers) h LOOP
+        IF v_name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' OR v_name ~* v_reserved THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('settings.headers can''t set %L', v_name),
+                HINT = 'Content-type, length, host, connection and webhook-* are set by the relay.';
+        ELSIF jsonb_typeof(v_value) <> 'string' OR (v_value #>> '{}') !~ '^[\t -~]*$' THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('settings.headers: the value of %s must be text of visible ASCII characters', v_name);
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_headers(jsonb) IS 'an error for a header that a webhook request can''t carry';
+
 CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -77,6 +104,18 @@ BEGIN
                 HINT = 'Give seconds as a number, or an interval such as "5 minutes".';
         END IF;
     END LOOP;
+    IF settings ? 'concurrency' AND (jsonb_typeof(settings -> 'concurrency') <> 'number'
+                                     OR settings ->> 'concurrency' !~ '^[1-9][0-9]{0,4}$') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999';
+    ELSIF coalesce(settings ->> 'declare', 'exchange') NOT IN ('none', 'exchange', 'queue') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.declare must be none, exchange or queue, not %L', settings ->> 'declare');
+    ELSIF coalesce(settings ->> 'format', 'standard') NOT IN ('standard', 'cloudevents') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.format must be standard or cloudevents, not %L', settings ->> 'format');
+    END IF;
+    PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
         RAISE WARNING USING MESSAGE = format('settings.%s is not a setting of a %s destination and has no effect', v_key, kind);
     END LOOP;
@@ -180,10 +219,6 @@ DECLARE
 BEGIN
     PERFORM outbox._check_url(url);
     PERFORM outbox._check_secret(secret);
-    IF coalesce(add_webhook.settings ->> 'format', 'standard') NOT IN ('standard', 'cloudevents') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.format must be standard or cloudevents, not %L', add_webhook.settings ->> 'format');
-    END IF;
     PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url);
     SELECT s.secret INTO v_secret FROM outbox.secret s WHERE s.destination = add_webhook.name AND s.expires_at IS NULL;
     IF v_secret IS NULL OR v_secret <> add_webhook.secret THEN
@@ -201,8 +236,10 @@ COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb) IS
 CREATE FUNCTION outbox._check_url(url text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_port text := substring(url FROM '^[A-Za-z]+://(?:\[[^]]*\]|[^][/?#:]*):([0-9]+)');
 BEGIN
-    IF coalesce(url, '') !~* '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(:[0-9]{1,5})?([/?#]\S*)?$' THEN
+    IF v_port::numeric NOT BETWEEN 1 AND 65535 OR coalesce(url, '') !~* '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(:[0-9]{1,5})?([/?#]\S*)?$' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'malformed webhook URL',
             HINT = 'Use http:// or https://, a host, and no user name or password, for example https://example.com/hook.';

@@ -14,10 +14,11 @@ COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events claimed whole t
 
 -- Of the fresh events that can go now, each destination gets its own answer: held by this claim, or parked in
 -- outbox.delivery because the destination can't be served or an earlier event of the aggregate is outstanding there.
--- seen: how many events were looked at closely; fewer than asked for means that no more can go now.
+-- seen: how many events were looked at closely; fewer than asked for means that no more can go now. later: when the first
+-- of those that are scheduled is due.
 CREATE FUNCTION outbox._claim_fresh(
     token bigint, served text[], mark bigint, head bigint, max_events int,
-    OUT ids bigint[], OUT held text[], OUT seen bigint, OUT behind bigint, OUT unrouted bigint)
+    OUT ids bigint[], OUT held text[], OUT seen bigint, OUT behind bigint, OUT unrouted bigint, OUT later timestamptz)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
@@ -81,9 +82,11 @@ BEGIN
     SELECT array_agg(p.id) FILTER (WHERE p.held IS NOT NULL), array_agg(p.held::text) FILTER (WHERE p.held IS NOT NULL),
            count(*), count(*) FILTER (WHERE p.wanted = 0),
            (SELECT count(*) FROM candidate c WHERE (c.available_at IS NULL OR c.available_at <= v_now)
-               AND c.key = ANY (coalesce((SELECT b.keys FROM busy b), '{}')))
-      INTO ids, held, seen, unrouted, behind
+               AND c.key = ANY (coalesce((SELECT b.keys FROM busy b), '{}'))),
+           (SELECT min(c.available_at) FROM candidate c WHERE c.available_at > v_now)
+      INTO ids, held, seen, unrouted, behind, later
       FROM plan p;
+    PERFORM outbox._timer(later) WHERE later IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION outbox._claim_fresh(bigint, text[], bigint, bigint, int) IS 'claims fresh events; part of outbox.claim';

@@ -60,6 +60,7 @@ DECLARE
     v_token bigint;
     v_mark bigint;
     v_head bigint;
+    v_top bigint;
     v_room int := max_events;
     v_reserve int := 0;
     v_ids bigint[] := '{}';
@@ -94,7 +95,8 @@ BEGIN
         v_mark := outbox._advance_mark(v_mark);
     END IF;
 
-    -- Fresh events first; half of the room is kept for deliveries that are due.
+    -- Fresh events first, then deliveries that are due, for which half of the room is kept; what they leave goes to fresh
+    -- events again.
     IF EXISTS (SELECT FROM outbox._lanes(claim.destinations) l
                 CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
                                      WHERE d.destination = l.name AND d.status = 'pending'
@@ -102,41 +104,43 @@ BEGIN
                 WHERE l.serve OR l.probe) THEN
         v_reserve := greatest(max_events / 2, (random() < 0.5)::int);
     END IF;
-    FOR i IN 1..8 LOOP
-        EXIT WHEN v_exhausted OR v_room <= v_reserve;
-        SELECT * INTO v_fresh
-          FROM outbox._claim_fresh(v_token, claim.destinations, v_mark, v_head,
-                                   CASE WHEN v_serve THEN v_room - v_reserve ELSE 1 END);
-        v_exhausted := NOT v_serve OR v_fresh.seen < v_room - v_reserve;
-        v_ids := v_ids || v_fresh.ids;
-        v_held := v_held || v_fresh.held;
-        v_room := v_room - coalesce(cardinality(v_fresh.ids), 0);
-        v_behind := v_behind + v_fresh.behind;
-        v_unrouted := v_unrouted + v_fresh.unrouted;
-        IF v_exhausted AND v_fresh.behind >= 200 THEN
-            -- Too many wait behind events in flight: they go into their lines, and the walk gets past them.
-            PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_head) f));
-            v_exhausted := false;
+    FOR v_pass IN 1..2 LOOP
+        FOR i IN 1..8 LOOP
+            EXIT WHEN v_exhausted OR v_room <= v_reserve;
+            SELECT * INTO v_fresh
+              FROM outbox._claim_fresh(v_token, claim.destinations, v_mark, v_head,
+                                       CASE WHEN v_serve THEN v_room - v_reserve ELSE 1 END);
+            v_exhausted := NOT v_serve OR v_fresh.seen < v_room - v_reserve;
+            v_ids := v_ids || v_fresh.ids;
+            v_held := v_held || v_fresh.held;
+            v_room := v_room - coalesce(cardinality(v_fresh.ids), 0);
+            v_behind := v_behind + v_fresh.behind;
+            v_unrouted := v_unrouted + v_fresh.unrouted;
+            IF v_exhausted AND v_fresh.behind >= 200 THEN
+                -- Too many wait behind events in flight: they go into their lines, and the walk gets past them.
+                PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_head) f));
+                v_exhausted := false;
+                v_expanded := true;
+            END IF;
+        END LOOP;
+        v_top := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));
+        EXIT WHEN v_pass = 2 OR v_room <= 0;
+        SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy, d.more
+          INTO v_due_ids, v_due_destinations, v_busy, v_more
+          FROM outbox._claim_due(v_token, claim.destinations, v_mark, v_top, v_room) d;
+        v_room := v_room - cardinality(v_due_ids);
+        v_reserve := 0;
+        IF v_busy IS NOT NULL THEN
+            PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_top) f WHERE f.key = ANY (v_busy)));
             v_expanded := true;
         END IF;
     END LOOP;
-    v_head := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));
-
-    IF v_room > 0 THEN
-        SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy, d.more
-          INTO v_due_ids, v_due_destinations, v_busy, v_more
-          FROM outbox._claim_due(v_token, claim.destinations, v_mark, v_head, v_room) d;
-        IF v_busy IS NOT NULL THEN
-            PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_head) f WHERE f.key = ANY (v_busy)));
-            v_expanded := true;
-        END IF;
-    END IF;
-    IF v_more OR (NOT v_exhausted AND v_room > cardinality(v_due_ids)) THEN
+    IF v_more OR (NOT v_exhausted AND v_room > 0) THEN
         PERFORM outbox._wake('due');    -- there is room for more: the next claim goes on from here
     END IF;
     PERFORM outbox._waiting(v_behind > 0 OR v_busy IS NOT NULL);
     PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
-    PERFORM outbox._raise_mark(v_mark, v_head);
+    PERFORM outbox._raise_mark(v_mark, v_top);
     v_count := cardinality(v_ids) + cardinality(v_due_ids);
     IF v_count = 0 THEN
         RETURN;

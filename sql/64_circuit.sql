@@ -47,7 +47,8 @@ $$;
 COMMENT ON FUNCTION outbox._disable(text, text) IS 'a destination asked not to be called again; outbox.resume() ends that';
 
 -- The relay's call: everything that became known since the last one.
-CREATE FUNCTION outbox.settle(tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]') RETURNS bigint
+CREATE FUNCTION outbox.settle(
+    tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]', OUT settled bigint, OUT latencies float8[])
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off
 AS $$
@@ -72,7 +73,7 @@ BEGIN
             SELECT x.token, x.id, x.destination, x.outcome, x.error, make_interval(secs => x.retry_in) AS retry_in
               FROM jsonb_to_recordset(exceptions)
                    AS x (token bigint, id bigint, destination text, outcome text, error text, retry_in float8)
-             WHERE x.outcome <> 'delivered' ORDER BY x.id
+             WHERE x.outcome IS DISTINCT FROM 'delivered' ORDER BY x.id
         LOOP
             CASE v_row.outcome
             WHEN 'failed', 'rejected', 'unavailable' THEN
@@ -82,16 +83,21 @@ BEGIN
                 PERFORM outbox._disable(v_row.destination, v_row.error) WHERE v_changed;
             WHEN 'released' THEN
                 v_changed := outbox._release_one(v_row.token, v_row.id, v_row.destination);
+            ELSE
+                RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                    MESSAGE = format('unknown outcome %s', coalesce(quote_literal(v_row.outcome), 'null')),
+                    HINT = 'Outcomes are delivered, failed, rejected, unavailable, gone and released.';
             END CASE;
             v_count := v_count + v_changed::int;
         END LOOP;
     END IF;
     PERFORM outbox._settled(v_count > 0);
-    RETURN v_count;
+    settled := v_count;
+    latencies := outbox._latencies();
 END
 $$;
 COMMENT ON FUNCTION outbox.settle(bigint[], bigint[], jsonb) IS
-    'settles many events of many claims at once; exceptions lists what did not go to every destination alike';
+    'settles many events of many claims at once; exceptions lists what did not go to every destination alike. settled: what the tokens held; latencies: seconds, of each event that is processed now';
 
 -- The exceptions that say «delivered»: to this destination, while another one of the event is still at work or failed.
 CREATE FUNCTION outbox._delivered_to(v_exceptions jsonb) RETURNS bigint

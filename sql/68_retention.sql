@@ -11,41 +11,40 @@ END
 $$;
 COMMENT ON FUNCTION outbox._retention() IS 'how long processed events are kept; null: for ever';
 
--- The moment at which the oldest processed event is old enough. With nothing processed yet: after one retention, when
--- anything processed from now on has come of age.
-CREATE FUNCTION outbox._retention_due() RETURNS timestamptz
-    LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
-AS $$
-BEGIN
-    RETURN greatest(
-        coalesce((SELECT e.processed_at
-                    FROM (SELECT x.status, x.processed_at, x.id FROM @extschema@.outbox_events x ORDER BY x.id LIMIT 10000) e
-                   WHERE e.status = 'processed' ORDER BY e.id LIMIT 1), clock_timestamp()) + outbox._retention(),
-        clock_timestamp() + least(interval '10 seconds', outbox._retention() / 100));
-END
-$$;
-COMMENT ON FUNCTION outbox._retention_due() IS 'when retention has something to do next';
-
--- One batch: at most 1,000 of the 10,000 events with the lowest id.
-CREATE FUNCTION outbox._retain() RETURNS bigint
+-- One step: looks at 10,000 events in the order of id, removes at most 1,000 of them, and returns when to go on; null:
+-- nothing processed is left. The worker remembers where it was, so that dead letters are not passed again and again; after
+-- a round that removed nothing it begins at the front. An event that becomes processed sets the timer itself.
+CREATE FUNCTION outbox._retain() RETURNS timestamptz
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
     SET jit = off
 AS $$
 DECLARE
-    v_count bigint := 0;
+    v_window CONSTANT int := 10000;
+    v_batch CONSTANT int := 1000;
+    v_soon CONSTANT timestamptz := clock_timestamp() + interval '50 milliseconds';
+    v_from bigint := coalesce(nullif(current_setting('outbox.retention_position', true), ''), '0');
+    v_seen record;
 BEGIN
-    IF outbox._retention() IS NOT NULL THEN
-        DELETE FROM @extschema@.outbox_events e
-         WHERE e.id = ANY (ARRAY(
-               SELECT x.id FROM (SELECT y.id, y.status, y.processed_at FROM @extschema@.outbox_events y
-                                  ORDER BY y.id LIMIT 10000) x
-                WHERE x.status = 'processed' AND x.processed_at <= clock_timestamp() - outbox._retention()
-                ORDER BY x.id LIMIT 1000));
-        GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF outbox._retention() IS NULL THEN
+        RETURN NULL;
     END IF;
-    RETURN v_count;
+    SELECT count(*) AS n, max(w.id) AS last, array_agg(w.id ORDER BY w.id) FILTER (WHERE w.old) AS old,
+           min(w.id) FILTER (WHERE w.status = 'processed' AND NOT w.old) AS first_young,
+           min(w.processed_at) FILTER (WHERE w.status = 'processed' AND NOT w.old) AS oldest
+      INTO v_seen
+      FROM (SELECT e.id, e.status, e.processed_at,
+                   e.status = 'processed' AND e.processed_at <= clock_timestamp() - outbox._retention() AS old
+              FROM @extschema@.outbox_events e WHERE e.id >= v_from ORDER BY e.id LIMIT v_window) w;
+    DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_seen.old[:v_batch]) AND e.status = 'processed';
+    IF cardinality(v_seen.old) > v_batch THEN
+        RETURN v_soon;
+    ELSIF v_seen.n = v_window AND v_seen.oldest IS NULL THEN
+        PERFORM set_config('outbox.retention_position', (v_seen.last + 1)::text, false);
+        RETURN v_soon;
+    END IF;
+    PERFORM set_config('outbox.retention_position', CASE WHEN v_seen.old IS NOT NULL THEN v_seen.first_young::text END, false);
+    RETURN greatest(v_seen.oldest + outbox._retention(), clock_timestamp() + interval '1 second');
 END
 $$;
 COMMENT ON FUNCTION outbox._retain() IS 'removes a batch of processed events that are older than the retention';

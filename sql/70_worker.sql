@@ -2,7 +2,7 @@
 -- fires, the end of attached sessions, and the texts it announces.
 
 -- Everything in shared memory follows from the tables. Run when the worker starts, and after rows arrived with a status
--- of their own (a restore). Returns the next moment at which something is due. v_count: shared memory is new, so that
+-- of their own (a restore). Returns when to look for what is due: at once. v_count: shared memory is new, so that
 -- events are counted; a worker that comes back on a running server finds the counters right. Writers are not kept out:
 -- what they add while the rows are counted is added to the count.
 CREATE FUNCTION outbox._recover(v_count boolean) RETURNS timestamptz
@@ -17,7 +17,7 @@ BEGIN
          WHERE c.boot <> outbox._boot()
             OR (c.attachment IS NOT NULL AND NOT EXISTS (SELECT FROM outbox._attachments() a WHERE a.attachment = c.attachment))));
     IF NOT v_count THEN
-        RETURN outbox._next_due();
+        RETURN clock_timestamp();
     END IF;
     PERFORM outbox._release_orphans();
     -- On a server so busy that no moment is quiet the last count is nearly right, and the worker makes another.
@@ -36,7 +36,7 @@ BEGIN
     PERFORM outbox._recovered(coalesce(v_counts.mark, v_counts.past_all, 1),
                               v_counts.pending, v_counts.processing, v_counts.processed, v_counts.failed,
                               (SELECT count(*) FROM outbox.claims));
-    RETURN outbox._next_due();
+    RETURN clock_timestamp();
 END
 $$;
 COMMENT ON FUNCTION outbox._recover(boolean) IS 'rebuilds shared memory from the tables and releases the claims of the dead';
@@ -86,8 +86,7 @@ BEGIN
                                ORDER BY d.next_attempt_at LIMIT 1) x),
         (SELECT min(d.circuit_open_until) FROM outbox.destination d
           WHERE d.circuit_open_until > now() AND NOT d.paused AND d.disabled_reason IS NULL),
-        (SELECT min(s.expires_at) FROM outbox.secret s),
-        outbox._retention_due());
+        (SELECT min(s.expires_at) FROM outbox.secret s));
 END
 $$;
 COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is due; null: nothing is';
@@ -98,6 +97,7 @@ CREATE FUNCTION outbox._due() RETURNS timestamptz
 AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_retain timestamptz;
 BEGIN
     PERFORM outbox._lock();
     PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now))
@@ -107,7 +107,7 @@ BEGIN
     IF FOUND THEN
         PERFORM pg_notify('outbox_destinations', 'secret');
     END IF;
-    PERFORM outbox._retain();
+    v_retain := outbox._retain();
     IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
                             UNION ALL SELECT '') t
                 CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
@@ -115,7 +115,7 @@ BEGIN
                                        AND d.next_attempt_at <= v_now LIMIT 1) x) THEN
         PERFORM outbox._wake('due');
     END IF;
-    RETURN outbox._next_due();
+    RETURN least(outbox._next_due(), v_retain);
 END
 $$;
 COMMENT ON FUNCTION outbox._due() IS 'does what is due and returns when the next thing is';

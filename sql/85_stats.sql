@@ -33,13 +33,13 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    SELECT greatest(c.pending, 0), greatest(c.processing, 0), greatest(c.processed, 0), greatest(c.failed, 0),
+    SELECT c.pending, c.processing, c.processed, c.failed,
            CASE WHEN c.pending > 0 THEN outbox._oldest_pending() END,
            c.total_published, c.total_processed, c.total_failed, c.total_unrouted, c.total_notifications,
            make_interval(secs => c.latency_p50_s), make_interval(secs => c.latency_p95_s),
            make_interval(secs => c.latency_p99_s),
-           (SELECT count(*)::int FROM outbox._attachments()), c.worker_pid, c.worker_state, c.since
-      FROM outbox._counters() c;
+           (SELECT count(*)::int FROM outbox._attachments()), c.worker_pid, coalesce(c.worker_state, 'none'), c.since
+      FROM (SELECT) AS one_row LEFT JOIN outbox._counters() c ON true;
 END
 $$;
 COMMENT ON FUNCTION outbox.stats() IS

@@ -25,11 +25,12 @@ BEGIN
        AND t.tgenabled NOT IN ('O', 'A');
     RETURN QUERY SELECT 'trigger', v_disabled IS NULL, coalesce('disabled: ' || v_disabled, 'enabled'),
         'ALTER TABLE outbox_events ENABLE TRIGGER after_outbox_insert;';
-    RETURN QUERY SELECT 'consumers', v_stats.consumers > 0,
+    RETURN QUERY SELECT 'consumers', coalesce(v_stats.consumers, 0) > 0,
         coalesce((SELECT string_agg(format('%s (pid %s)', a.consumer, a.pid), ', ') FROM outbox._attachments() a), 'none attached'),
         'Start outbox-relay with DATABASE_URL set to this database.';
     RETURN QUERY SELECT 'oldest_pending', coalesce(v_stats.oldest_pending, interval '0') < interval '1 minute',
-        coalesce(format('%s pending, the oldest for %s', v_stats.pending, v_stats.oldest_pending), 'nothing waits'),
+        CASE WHEN v_stats.oldest_pending IS NULL THEN 'nothing waits'
+             ELSE format('%s pending, the oldest for %s', v_stats.pending, v_stats.oldest_pending) END,
         'Look at outbox.destinations for one that is paused or down, and at last_error in outbox.deliveries.';
     RETURN QUERY SELECT 'destinations', count(*) FILTER (WHERE d.circuit_failures > 0 OR d.disabled_reason IS NOT NULL) = 0,
         coalesce(string_agg(format('%s: %s', d.name, coalesce('disabled, ' || d.disabled_reason, d.last_error)), '; ')
@@ -49,7 +50,7 @@ BEGIN
             SELECT format('prepared transaction %s', p.gid), p.prepared FROM pg_prepared_xacts p
             UNION ALL
             SELECT format('replication slot %s', s.slot_name), NULL FROM pg_replication_slots s
-             WHERE s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL AND NOT s.active
+             WHERE (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL) AND NOT s.active
         )
         SELECT 'vacuum', count(*) FILTER (WHERE h.since IS NULL OR h.since < clock_timestamp() - interval '5 minutes') = 0,
                coalesce((array_agg(h.detail ORDER BY h.since NULLS FIRST))[1], 'nobody holds it back'),

@@ -5,7 +5,9 @@ CREATE FUNCTION outbox.relay_destinations()
                    max_attempts int)
     LANGUAGE sql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT d.name, d.kind, d.exchange, d.routing_key, d.url, d.settings,
+    SELECT d.name, d.kind, d.exchange, d.routing_key, d.url,
+           d.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._duration(d.settings, k, NULL))), '{}')
+                            FROM unnest(ARRAY['timeout', 'connect_timeout']) AS k WHERE d.settings ? k),
            ARRAY(SELECT s.secret FROM outbox.secret s
                   WHERE s.destination = d.name AND coalesce(s.expires_at, 'infinity') > clock_timestamp()
                   ORDER BY s.expires_at DESC NULLS FIRST),
@@ -14,7 +16,7 @@ AS $$
      ORDER BY d.name
 $$;
 COMMENT ON FUNCTION outbox.relay_destinations() IS
-    'destinations with their secrets, the current one first; for the relay''s role alone';
+    'destinations with their secrets, the current one first, and their timeouts in seconds; for the relay''s role alone';
 
 CREATE FUNCTION outbox.register_default() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

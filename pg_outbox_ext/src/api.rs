@@ -1,6 +1,7 @@
 //! The functions that `sql/20_library.sql` declares. They note, or they read shared memory.
 
 use crate::commit::note;
+use crate::counters::middle;
 use crate::recount::{Seen, with_epoch};
 use crate::session;
 use crate::shmem::{self, NEVER, State};
@@ -135,6 +136,14 @@ fn seen() -> Seen {
     }
 }
 
+/// Seconds from when each event that this transaction settled could be delivered to when it was, to within a fifth.
+#[pg_extern]
+fn latencies() -> Vec<f64> {
+    let mut seconds = Vec::new();
+    note(|n| seconds = n.latencies.iter().map(|bucket| middle(usize::from(*bucket))).collect());
+    seconds
+}
+
 #[pg_extern]
 fn launch() {
     note(|n| n.launch = true);
@@ -189,7 +198,7 @@ fn counters() -> TableIterator<
 > {
     let row = shmem::current().map(|d| {
         let c = &d.counters;
-        let count = |i: usize| c.by_status[i].load(Relaxed);
+        let count = |i: usize| c.by_status[i].load(Relaxed).max(0);
         (
             count(0),
             count(1),

@@ -39,7 +39,7 @@ pub fn bucket(micros: i64) -> u8 {
 }
 
 /// The middle of a bucket, in seconds.
-fn middle(bucket: usize) -> f64 {
+pub fn middle(bucket: usize) -> f64 {
     let power = bucket / 4 + 2;
     let low = (1u64 << power) as f64 * (1.0 + (bucket % 4) as f64 / 4.0);
     (low + (1u64 << power) as f64 / 8.0) / 1e6

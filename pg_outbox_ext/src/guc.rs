@@ -26,6 +26,12 @@ pub static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayloa
 static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
 static WEBHOOK_ALLOW_NETWORKS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
+/// How long processed events are kept, in microseconds; none: for ever.
+pub fn retention() -> Option<i64> {
+    let seconds = RETENTION.get();
+    (seconds >= 0).then_some(i64::from(seconds) * 1_000_000)
+}
+
 pub fn define() {
     GucRegistry::define_enum_guc(
         c"outbox.notify_payload",

@@ -223,7 +223,26 @@ fn may_change(oid: pg_sys::Oid) -> bool {
         let owns = pg_sys::pg_database_ownercheck(oid, user);
         #[cfg(not(any(feature = "pg14", feature = "pg15")))]
         let owns = pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
-        owns || pg_sys::have_createdb_privilege()
+        owns || pg_sys::superuser_arg(user) || may_create_databases(user)
+    }
+}
+
+/// `pg_authid.rolcreatedb`. (PostgreSQL's own function for it is not in every minor version.)
+///
+/// # Safety
+/// In a transaction.
+unsafe fn may_create_databases(user: pg_sys::Oid) -> bool {
+    // SAFETY: a tuple of the cache is valid until it is released.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::AUTHOID as i32;
+        let role = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(user));
+        if role.is_null() {
+            return false;
+        }
+        let mut is_null = false;
+        let may = pg_sys::SysCacheGetAttr(cache, role, pg_sys::Anum_pg_authid_rolcreatedb as i16, &mut is_null);
+        pg_sys::ReleaseSysCache(role);
+        !is_null && may.value() != 0
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::commit::note;
 use crate::counters::{bucket, status_index};
 use crate::note::Note;
-use crate::wake;
+use crate::{guc, wake};
 use pgrx::pg_sys;
 
 /// Columns by number, as `sql/10_tables.sql` creates them. Later ones only follow.
@@ -88,7 +88,8 @@ fn inserted(row: &Row, note: &mut Note) {
     note.published += 1;
     note.min_id = note.min_id.min(id);
     match row.int(column::AVAILABLE_AT) {
-        Some(at) if at > wake::now() => note.due = note.due.min(at),
+        // A claim gives it its place among what is due later.
+        Some(at) if at > wake::now() => note.wake_due = true,
         _ => note.list(id),
     }
 }
@@ -101,6 +102,9 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
         match to {
             Some(2) => {
                 note.processed += 1;
+                if let (Some(at), Some(kept)) = (new.int(column::PROCESSED_AT), guc::retention()) {
+                    note.due = note.due.min(at + kept);
+                }
                 note.latency(bucket(latency(new)));
             }
             Some(3) => note.failed += 1,

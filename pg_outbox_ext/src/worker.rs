@@ -187,7 +187,7 @@ impl Worker {
         database.ended_attachments.fetch_add(1, SeqCst);
         self.notify(vec![pack::wake_up("startup")]);
         while !database.stop.load(SeqCst) && !TERMINATED.load(SeqCst) {
-            reload_configuration();
+            reload_configuration(database);
             if self.work() {
                 // SAFETY: outside a transaction, as it wants; at most once a second it does anything.
                 let _again_in = unsafe { pg_sys::pgstat_report_stat(false) };
@@ -330,10 +330,12 @@ impl Worker {
     }
 }
 
-fn reload_configuration() {
+/// Settings changed: what is due when may have changed with them.
+fn reload_configuration(database: &Database) {
     if BackgroundWorker::sighup_received() {
         // SAFETY: in the main loop of a background worker, outside a transaction.
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        database.next_due.store(wake::now(), SeqCst);
     }
 }
 

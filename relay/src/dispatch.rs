@@ -26,7 +26,7 @@ use crate::window::Plan;
 /// What a session's queries bring back.
 enum Answer {
     Claimed { asked: usize, names: Vec<String>, events: Vec<Claimed> },
-    Settled(Settlement),
+    Settled(Settlement, Vec<f64>),
     Destinations(Vec<Spec>),
     Renewed,
     GivenBack,
@@ -163,8 +163,8 @@ impl Dispatcher {
         self.metrics.settlements.inc();
         let store = self.store.clone();
         self.query(async move {
-            store.settle(&settlement.tokens, &settlement.ids, &settlement.exceptions).await?;
-            Ok(Answer::Settled(settlement))
+            let latencies = store.settle(&settlement.tokens, &settlement.ids, &settlement.exceptions).await?;
+            Ok(Answer::Settled(settlement, latencies))
         });
     }
 
@@ -202,14 +202,12 @@ impl Dispatcher {
     fn answered(&mut self, answer: Answer) {
         match answer {
             Answer::Claimed { asked, names, events } => self.claimed(asked, &names, events),
-            Answer::Settled(settlement) => {
+            Answer::Settled(settlement, latencies) => {
                 self.settling = false;
                 // What was given back can be claimed now, by this relay too.
                 self.more |= settlement.exceptions.iter().any(|e| e.outcome == "released");
-                for (event_id, created_at) in &settlement.processed {
-                    self.metrics.settled(*created_at);
-                    trace::step("settled", event_id, None);
-                }
+                self.metrics.processed(&latencies);
+                settlement.delivered.iter().for_each(|event_id| trace::step("settled", event_id, None));
             }
             Answer::Destinations(specs) => {
                 self.reloading = false;
@@ -240,9 +238,8 @@ impl Dispatcher {
 
     fn hand_out(&mut self, claimed: Claimed, renew_at: Instant) {
         let key = (claimed.token, claimed.id);
-        let (event_id, created_at) = (claimed.event_id, claimed.created_at);
-        trace::step("claimed", &event_id, None);
-        self.ledger.hold(key, claimed.destinations.len(), event_id, created_at, renew_at);
+        trace::step("claimed", &claimed.event_id, None);
+        self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at);
         let event = claimed.event.map(Arc::new).filter(|_| !self.stopping);
         for destination in &claimed.destinations {
             let given = event.as_ref().is_some_and(|e| self.lanes.give(destination, key, claimed.size, e));

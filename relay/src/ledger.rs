@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -31,7 +31,6 @@ struct Held {
     delivered: Vec<Arc<str>>,
     /// Reported delivery by delivery from now on.
     split: bool,
-    created_at: SystemTime,
     event_id: Uuid,
 }
 
@@ -41,8 +40,8 @@ pub struct Settlement {
     pub tokens: Vec<i64>,
     pub ids: Vec<i64>,
     pub exceptions: Vec<Exception>,
-    /// The events that went to all their destinations.
-    pub processed: Vec<(Uuid, SystemTime)>,
+    /// The events that went to all that they were handed out for.
+    pub delivered: Vec<Uuid>,
 }
 
 impl Settlement {
@@ -75,9 +74,9 @@ const BATCH: usize = 1000;
 
 impl Ledger {
     /// Takes an event into the books, with the number of its deliveries.
-    pub fn hold(&mut self, key: Key, deliveries: usize, event_id: Uuid, created_at: SystemTime, renew_at: Instant) {
+    pub fn hold(&mut self, key: Key, deliveries: usize, event_id: Uuid, renew_at: Instant) {
         let open = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        let held = Held { open, delivered: Vec::new(), split: false, created_at, event_id };
+        let held = Held { open, delivered: Vec::new(), split: false, event_id };
         if self.held.insert(key, held).is_none() {
             self.claims.entry(key.0).or_insert(Claim { held: 0, renew_at }).held += 1;
         }
@@ -100,11 +99,11 @@ impl Ledger {
         let last = held.open == 0;
         match ended {
             Ended::With(Outcome::Delivered) if !held.split && last => {
-                let processed = (held.event_id, held.created_at);
+                let event_id = held.event_id;
                 let batch = self.batch();
                 batch.tokens.push(key.0);
                 batch.ids.push(key.1);
-                batch.processed.push(processed);
+                batch.delivered.push(event_id);
             }
             Ended::With(Outcome::Delivered) if !held.split => {
                 if held.delivered.is_empty() {
@@ -226,7 +225,7 @@ mod tests {
     fn ledger(deliveries: usize) -> (Ledger, Instant) {
         let mut ledger = Ledger::default();
         let now = Instant::now();
-        ledger.hold((1, 5), deliveries, Uuid::nil(), SystemTime::now(), now + Duration::from_secs(20));
+        ledger.hold((1, 5), deliveries, Uuid::nil(), now + Duration::from_secs(20));
         (ledger, now)
     }
 
@@ -297,7 +296,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let now = Instant::now();
         for id in 0..2500 {
-            ledger.hold((1, id), 1, Uuid::nil(), SystemTime::now(), now);
+            ledger.hold((1, id), 1, Uuid::nil(), now);
             ledger.ended((1, id), &name("a"), DELIVERED, now);
         }
         let sizes: Vec<_> = std::iter::from_fn(|| ledger.settlement()).map(|s| s.ids.len()).collect();

@@ -1,7 +1,5 @@
 //! What the relay counts, in Prometheus' text format. The gauges of the database are read when somebody asks, never between.
 
-use std::time::{Duration, SystemTime};
-
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -13,7 +11,7 @@ use crate::store::Stats;
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
-    pub processed: IntCounter,
+    processed: IntCounter,
     duration: Histogram,
     deliveries: IntCounterVec,
     in_flight: IntGaugeVec,
@@ -43,14 +41,14 @@ impl Metrics {
         add(r, IntGauge::with_opts(build)?)?.set(1);
         let duration = HistogramOpts::new(
             "outbox_events_processing_duration_seconds",
-            "Time from an event's creation to its settlement.",
+            "Time from an event's creation, or the moment it was scheduled for, to its settlement.",
         )
         .buckets(BUCKETS.to_vec());
         Ok(Metrics {
             processed: counter(
                 r,
                 "outbox_events_processed_total",
-                "Events that this relay delivered to all that they were handed out for.",
+                "Events that became processed when this relay settled them.",
             )?,
             duration: add(r, Histogram::with_opts(duration)?)?,
             deliveries: add(
@@ -103,11 +101,10 @@ impl Metrics {
         }
     }
 
-    /// An event that was created then has been settled as delivered everywhere.
-    pub fn settled(&self, created_at: SystemTime) {
-        self.processed.inc();
-        let age = SystemTime::now().duration_since(created_at).unwrap_or(Duration::ZERO);
-        self.duration.observe(age.as_secs_f64());
+    /// Events have become processed, so many seconds after each could be delivered.
+    pub fn processed(&self, latencies: &[f64]) {
+        self.processed.inc_by(latencies.len() as u64);
+        latencies.iter().for_each(|seconds| self.duration.observe(*seconds));
     }
 
     /// All metrics as text; without the database's gauges when it can't be asked.
@@ -180,7 +177,7 @@ mod tests {
     #[test]
     fn the_names_of_the_contract_are_there() {
         let metrics = Metrics::new().unwrap();
-        metrics.settled(SystemTime::now() - Duration::from_millis(4));
+        metrics.processed(&[0.004]);
         metrics.lane("crm").count(&Outcome::Delivered);
         let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: Some(1.5) };
         let text = metrics.render(Some(&stats)).unwrap();

@@ -17,7 +17,7 @@ use crate::error::Result;
 const CLAIM: &str = "SELECT id, event_id, event_type, event_version, aggregate_type, aggregate_id, tenant_id, \
      event_data, metadata, created_at, retry_count, destinations, claim_token \
      FROM outbox.claim($1::int, $2::text[], $3::float8 * interval '1 second')";
-const SETTLE: &str = "SELECT outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
+const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
 const RENEW: &str = "SELECT outbox.renew($1::bigint[], $2::float8 * interval '1 second')";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings, secrets, max_attempts \
      FROM outbox.relay_destinations()";
@@ -105,8 +105,8 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Settles many events at once and returns how many changed.
-    pub async fn settle(&self, tokens: &[i64], ids: &[i64], exceptions: &[Exception]) -> Result<i64> {
+    /// Settles many events at once. Returns, of each that is processed now, the seconds since it could be delivered.
+    pub async fn settle(&self, tokens: &[i64], ids: &[i64], exceptions: &[Exception]) -> Result<Vec<f64>> {
         let exceptions: Vec<Exception> = exceptions.iter().map(|e| self.storable(e)).collect();
         let row = self.settles.query_one(&self.settle, &[&tokens, &ids, &Json(&exceptions)]).await?;
         Ok(row.try_get(0)?)
