@@ -3,4 +3,5 @@
 mod claims;
 mod lifecycle;
 mod privileges;
+mod rabbitmq;
 mod smoke;

@@ -4,6 +4,7 @@
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
 //! - [`receiver`]: an HTTP server for webhooks
 //! - [`relay`]: the relay's binary; [`http`]: its pages
+//! - [`tls`]: a certificate authority
 //! - [`wait`]: for conditions
 //! - [`detached`]: servers that are left running
 //! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
@@ -20,4 +21,5 @@ pub mod receiver;
 pub mod relay;
 pub mod scratch;
 pub mod session;
+pub mod tls;
 pub mod wait;
