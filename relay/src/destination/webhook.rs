@@ -62,7 +62,7 @@ impl Webhook {
             .pool_max_idle_per_host(concurrency)
             .tcp_nodelay(true)
             .user_agent(concat!("pg_outbox/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard(networks.clone())))
+            .dns_resolver(Arc::new(Guard::new(networks.clone())))
             .build()
             .map_err(|error| of(ConfigError(error.without_url().to_string())))?;
         Ok(Webhook {
