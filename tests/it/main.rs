@@ -5,3 +5,4 @@ mod lifecycle;
 mod privileges;
 mod rabbitmq;
 mod smoke;
+mod webhooks;

@@ -2,7 +2,7 @@
 //!
 //! - [`cluster`]: a PostgreSQL with the extension; [`session`]: a connection to it that hears notifications
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
-//! - [`receiver`]: an HTTP server for webhooks
+//! - [`receiver`]: an HTTP server for webhooks; [`reference`]: who verifies their signatures
 //! - [`relay`]: the relay's binary; [`http`]: its pages
 //! - [`tls`]: a certificate authority
 //! - [`wait`]: for conditions
@@ -18,6 +18,7 @@ pub mod process;
 pub mod queue;
 pub mod rabbit;
 pub mod receiver;
+pub mod reference;
 pub mod relay;
 pub mod scratch;
 pub mod session;
