@@ -227,6 +227,31 @@ async fn an_exchange_that_is_missing_closes_the_channel_when_none_is_declared() 
 }
 
 #[tokio::test]
+async fn an_exchange_that_one_tenant_lacks_holds_up_no_other_tenant() -> Result<()> {
+    let site = Site::shared().await?;
+    let channel = site.broker.channel().await?;
+    channel.bind("tenant-b", "#", "b").await?;
+    let settings = r#"{"declare": "none", "base": 0.5, "cap": 0.5, "max_attempts": 1000}"#;
+    site.add("mq", &format!(", 'tenant-{{tenant_id}}', settings => '{settings}'")).await?;
+    site.session
+        .batch_execute(
+            "SELECT outbox.publish('contact.created', '{}', 'contact', (n % 20)::text, tenant_id => CASE WHEN n % 10 = 0 THEN 'a' ELSE 'b' END)
+               FROM generate_series(1, 200) n",
+        )
+        .await?;
+    let _relay = site.relay().await?;
+    let mut queue = channel.consume("b").await?;
+    site.until("SELECT count(*) = 180 FROM outbox_events WHERE status = 'processed'").await?;
+    site.until("SELECT count(*) = 20 AND bool_and(tenant) FROM (SELECT last_error IS NULL OR last_error LIKE 'channel closed by RabbitMQ: 404 NOT_FOUND - no exchange ''tenant-a''%' AS tenant FROM outbox.deliveries) d").await?;
+    queue.take(180, LONG).await?;
+
+    let channel = site.broker.channel().await?;
+    channel.bind("tenant-a", "#", "a").await?;
+    channel.consume("a").await?.take(20, LONG).await?;
+    site.processed().await
+}
+
+#[tokio::test]
 async fn a_user_without_permission_is_told_so() -> Result<()> {
     let site = Site::shared().await?;
     let (user, vhost) = (format!("user-{}", site.broker.vhost), site.broker.vhost.clone());
@@ -243,6 +268,27 @@ async fn a_user_without_permission_is_told_so() -> Result<()> {
     site.session.execute("SELECT outbox.resume('mq')", &[]).await?;
     arrive(&mut channel.consume("all").await?, &[event]).await?;
     site.processed().await?;
+    site.broker.ctl(&["delete_user", &user]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_routing_key_that_is_not_permitted_holds_up_no_other() -> Result<()> {
+    let site = Site::shared().await?;
+    let (user, vhost) = (format!("topic-{}", site.broker.vhost), site.broker.vhost.clone());
+    site.broker.ctl(&["add_user", &user, "secret"]).await?;
+    site.broker.ctl(&["set_permissions", "-p", &vhost, &user, ".*", ".*", ".*"]).await?;
+    site.broker.ctl(&["set_topic_permissions", "-p", &vhost, &user, "outbox_events", "^contact", ".*"]).await?;
+    let channel = site.broker.channel().await?;
+    channel.bind("outbox_events", "#", "all").await?;
+    site.add("mq", r#", settings => '{"base": 0.01, "max_attempts": 3}'"#).await?;
+    site.session.batch_execute("SELECT outbox.publish('order.created', '{}', 'order', '1')").await?;
+    let event = site.publish("1").await?;
+    let _relay = site.relay_at(&site.broker.url_as(&user, "secret")).await?;
+    arrive(&mut channel.consume("all").await?, &[event]).await?;
+    site.until("SELECT status = 'failed' AND retry_count = 3 FROM outbox_events WHERE event_type = 'order.created'")
+        .await?;
+    site.error("403 ACCESS_REFUSED - access to topic 'order.created' in exchange 'outbox_events'").await?;
     site.broker.ctl(&["delete_user", &user]).await?;
     Ok(())
 }
@@ -276,6 +322,50 @@ async fn nothing_is_lost_while_the_broker_is_away() -> Result<()> {
 
     site.broker.resume().await?;
     arrive(&mut site.broker.channel().await?.consume("all").await?, &events).await?;
+    site.processed().await?;
+    site.until("SELECT bool_and(retry_count = 0) FROM outbox_events").await
+}
+
+#[tokio::test]
+async fn connections_that_are_closed_under_load_lose_nothing_and_keep_the_order() -> Result<()> {
+    const EVENTS: usize = 400;
+    let site = Site::new(Broker::own().await?).await?;
+    site.broker.channel().await?.bind("outbox_events", "#", "all").await?;
+    site.add("mq", "").await?;
+    let _relay = site.relay().await?;
+    let mut events = Vec::new();
+    let insert = "SELECT outbox.publish('contact.created', '{}', 'contact', ($1::int % 10)::text)";
+    for n in 0..EVENTS {
+        events.push(site.session.query_one(insert, &[&i32::try_from(n)?]).await?.get::<_, Uuid>(0));
+        match n {
+            100 | 200 => {
+                // What was published before has arrived or not, as it happens.
+                site.broker
+                    .evaluate(
+                        "[rabbit_networking:close_connection(P, \"test\") || P <- rabbit_networking:connections()].",
+                    )
+                    .await?;
+            }
+            300 => {
+                site.broker.stop_app().await?;
+                site.broker.start_app().await?;
+            }
+            _ => {}
+        }
+    }
+    let mut queue = site.broker.channel().await?.consume("all").await?;
+    let mut lines: Vec<Vec<Uuid>> = vec![Vec::new(); 10];
+    while lines.iter().map(Vec::len).sum::<usize>() < EVENTS {
+        let message = queue.next(LONG).await?;
+        let line = &mut lines[message.headers["aggregate_id"].parse::<usize>()?];
+        let event = message.event_id()?;
+        if !line.contains(&event) {
+            line.push(event);
+        }
+    }
+    for (n, line) in lines.iter().enumerate() {
+        assert_eq!(line, &events.iter().skip(n).step_by(10).copied().collect::<Vec<_>>(), "aggregate {n}");
+    }
     site.processed().await?;
     site.until("SELECT bool_and(retry_count = 0) FROM outbox_events").await
 }
