@@ -177,25 +177,49 @@ fn duration(settings: &serde_json::Value, key: &str) -> Result<Option<Duration>,
     Ok(Some(Duration::from_secs_f64(valid)))
 }
 
-/// Seconds of an interval such as "30 s", "500 ms", "2 hours" or "00:01:30".
+/// Seconds of an interval such as "30 s", "500 ms", "1 hour 30 minutes" or "00:01:30".
 fn interval(text: &str) -> Option<f64> {
-    let text = text.trim();
-    if let [hours, minutes, seconds] = text.split(':').collect::<Vec<_>>()[..] {
-        let part = |text: &str| text.parse::<f64>().ok();
-        return Some(part(hours)? * 3600.0 + part(minutes)? * 60.0 + part(seconds)?);
+    let mut rest = text.trim();
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let number = prefix(rest, |c| c.is_ascii_digit() || c == '.' || c == ':');
+        rest = rest[number.len()..].trim_start();
+        if number.contains(':') {
+            seconds += clock(number)?;
+            continue;
+        }
+        let unit = prefix(rest, |c| c.is_ascii_alphabetic());
+        rest = rest[unit.len()..].trim_start();
+        seconds += number.parse::<f64>().ok()? * unit_seconds(unit)?;
     }
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let amount: f64 = text[..unit_at].trim().parse().ok()?;
-    let unit = match text[unit_at..].trim().trim_end_matches('s') {
-        "" | "sec" | "second" => 1.0,
-        "m" if text.ends_with("ms") => 0.001,
-        "msec" | "millisecond" => 0.001,
-        "m" | "min" | "minute" => 60.0,
-        "h" | "hour" => 3600.0,
-        "d" | "day" => 86_400.0,
+    Some(seconds)
+}
+
+fn prefix(text: &str, of: impl Fn(char) -> bool) -> &str {
+    &text[..text.find(|c| !of(c)).unwrap_or(text.len())]
+}
+
+/// "hours:minutes" or "hours:minutes:seconds".
+fn clock(text: &str) -> Option<f64> {
+    let parts: Vec<f64> = text.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    match parts[..] {
+        [hours, minutes] => Some(hours * 3600.0 + minutes * 60.0),
+        [hours, minutes, seconds] => Some(hours * 3600.0 + minutes * 60.0 + seconds),
+        _ => None,
+    }
+}
+
+fn unit_seconds(unit: &str) -> Option<f64> {
+    Some(match unit.to_ascii_lowercase().as_str() {
+        "us" | "usec" | "usecs" | "microsecond" | "microseconds" => 0.000_001,
+        "ms" | "msec" | "msecs" | "millisecond" | "milliseconds" => 0.001,
+        "" | "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
+        "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
+        "h" | "hr" | "hrs" | "hour" | "hours" => 3600.0,
+        "d" | "day" | "days" => 86_400.0,
+        "w" | "week" | "weeks" => 604_800.0,
         _ => return None,
-    };
-    Some(amount * unit)
+    })
 }
 
 #[cfg(test)]
@@ -226,12 +250,20 @@ mod tests {
             (serde_json::json!("500ms"), 0.5),
             (serde_json::json!("5 minutes"), 300.0),
             (serde_json::json!("00:01:30"), 90.0),
+            (serde_json::json!("1:30"), 5400.0),
+            (serde_json::json!("1 hour 30 minutes"), 5400.0),
+            (serde_json::json!("1 day 00:00:01"), 86_401.0),
+            (serde_json::json!("2 Hours"), 7200.0),
+            (serde_json::json!("15"), 15.0),
         ] {
             let settings = serde_json::json!({ "timeout": value });
             let read = duration(&settings, "timeout").expect("a duration");
             assert_eq!(read, Some(Duration::from_secs_f64(seconds)), "{settings}");
         }
-        assert!(duration(&serde_json::json!({"timeout": "soon"}), "timeout").is_err());
-        assert!(duration(&serde_json::json!({"timeout": 0}), "timeout").is_err());
+        for wrong in
+            [serde_json::json!("soon"), serde_json::json!("5 parsecs"), serde_json::json!(""), serde_json::json!(0)]
+        {
+            assert!(duration(&serde_json::json!({ "timeout": wrong }), "timeout").is_err(), "{wrong}");
+        }
     }
 }
