@@ -481,6 +481,34 @@ async fn a_receiver_that_is_away_uses_no_attempt() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_receiver_that_does_not_speak_tls_is_not_spoken_to() -> Result<()> {
+    let site = Site::new().await?;
+    let receiver = Receiver::start()?;
+    site.add("hook", &receiver.url("hook").replace("http://", "https://"), r#"{"timeout": "00:00:05"}"#).await?;
+    let _relay = site.relay().await?;
+    site.publish("1").await?;
+    site.error("can't connect: ").await?;
+    assert_eq!(receiver.count(), 0);
+    site.add("hook", &receiver.url("hook"), r#"{"timeout": "1 minute 30 seconds"}"#).await?;
+    site.processed().await?;
+    assert_eq!(site.session.one::<i32>("SELECT retry_count FROM outbox_events").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_of_many_megabytes_arrives_whole() -> Result<()> {
+    let site = Site::new().await?;
+    let receiver = Receiver::start()?;
+    let secret = site.add("hook", &receiver.url("hook"), "{}").await?;
+    let _relay = site.relay().await?;
+    site.execute("SELECT outbox.publish('contact.grown', to_jsonb(repeat('x', 20 * 1024 * 1024)))").await?;
+    let request = receiver.wait_for(1, LONG).await?.remove(0);
+    assert_eq!(request.json()?["data"].as_str().map(str::len), Some(20 * 1024 * 1024));
+    assert!(verifies(&secret, &request)?);
+    site.processed().await
+}
+
+#[tokio::test]
 async fn addresses_that_are_not_public_are_refused() -> Result<()> {
     let site = Site::new().await?;
     let receiver = Receiver::start()?;
