@@ -164,7 +164,7 @@ async fn own_headers_are_sent_and_not_shown() -> Result<()> {
     let receiver = Receiver::start()?;
     let settings = r#"{"headers": {"X-Api-Key": "key-of-the-receiver", "authorization": "Bearer abc"}}"#;
     site.add("hook", &receiver.url("hook"), settings).await?;
-    let _relay = site.relay().await?;
+    let relay = site.relay().await?;
     site.publish("1").await?;
     let request = receiver.wait_for(1, LONG).await?.remove(0);
     assert_eq!(request.header("x-api-key"), Some("key-of-the-receiver"));
@@ -175,6 +175,7 @@ async fn own_headers_are_sent_and_not_shown() -> Result<()> {
 
     // What is signed can't be replaced: the destination says so, and works again when that is put right.
     site.add("hook", &receiver.url("hook"), r#"{"headers": {"Webhook-Id": "x"}}"#).await?;
+    relay.logged("can't be served as it is configured", LONG).await?;
     site.publish("2").await?;
     site.error("settings.headers can't set Webhook-Id").await?;
     site.add("hook", &receiver.url("hook"), "{}").await?;
@@ -322,7 +323,7 @@ async fn what_the_receiver_refuses_is_tried_again_and_then_a_dead_letter() -> Re
         3 => text(400, &"x".repeat(100_000)),
         _ => Reply::Accept,
     });
-    site.add("hook", &receiver.url("hook"), r#"{"base": 0.5, "cap": 0.5, "max_attempts": 4}"#).await?;
+    site.add("hook", &receiver.url("hook"), r#"{"base": 1e6, "cap": 1e6, "max_attempts": 4}"#).await?;
     let _relay = site.relay().await?;
     let event = site.publish("1").await?;
     for (attempts, error) in [
@@ -331,6 +332,7 @@ async fn what_the_receiver_refuses_is_tried_again_and_then_a_dead_letter() -> Re
         (3, "422 Unprocessable Entity: third"),
     ] {
         site.until(&format!("SELECT attempts = {attempts} AND last_error = '{error}' FROM outbox.deliveries")).await?;
+        site.execute("UPDATE outbox.delivery SET next_attempt_at = now(); SELECT outbox.resume('hook')").await?;
     }
     site.until("SELECT status = 'failed' AND retry_count = 4 FROM outbox_events").await?;
     let error: String = site.session.one("SELECT last_error FROM outbox_events").await?;
