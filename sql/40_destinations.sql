@@ -67,7 +67,7 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('settings.headers can''t set %L', v_name),
                 HINT = 'Content-type, length, host, connection and webhook-* are set by the relay.';
-        ELSIF jsonb_typeof(v_value) <> 'string' OR (v_value #>> '{}') !~ '^[\t -~]*$' THEN
+        ELSIF jsonb_typeof(v_value) NOT IN ('string', 'number', 'boolean') OR (v_value #>> '{}') !~ '^[\t -~]*$' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('settings.headers: the value of %s must be text of visible ASCII characters', v_name);
         END IF;

@@ -9,5 +9,7 @@ mod model;
 mod notifications;
 mod privileges;
 mod queries;
+mod rabbitmq;
 mod relay;
 mod smoke;
+mod webhooks;

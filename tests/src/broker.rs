@@ -28,13 +28,18 @@ struct Running {
 impl Broker {
     /// A node that nobody else uses, for tests that stop or block it. Takes some seconds.
     pub async fn own() -> Result<Self> {
-        Ok(Broker { node: Arc::new(Running::start().await?), vhost: "/".into() })
+        Self::with("").await
+    }
+
+    /// The same with lines of its own in `rabbitmq.conf`.
+    pub async fn with(configuration: &str) -> Result<Self> {
+        Ok(Broker { node: Arc::new(Running::start(configuration).await?), vhost: "/".into() })
     }
 
     /// A new virtual host of the node that tests share.
     pub async fn shared() -> Result<Self> {
         static SHARED: OnceCell<Arc<Running>> = OnceCell::const_new();
-        let node = SHARED.get_or_try_init(async || Running::start().await.map(Arc::new)).await?.clone();
+        let node = SHARED.get_or_try_init(async || Running::start("").await.map(Arc::new)).await?.clone();
         let vhost = format!("v{}", scratch::random_hex(4)?);
         let broker = Broker { node, vhost };
         broker.evaluate(&format!(
@@ -106,8 +111,8 @@ impl Broker {
 }
 
 impl Running {
-    async fn start() -> Result<Self> {
-        let node = Node::init(scratch::dir("mq")?)?;
+    async fn start(configuration: &str) -> Result<Self> {
+        let node = Node::init(scratch::dir("mq")?, configuration)?;
         let port_mapper = Process::start("epmd", node.port_mapper(true)?, &node.log())?;
         let running = Running { node, server: Mutex::default(), port_mapper };
         running.resume().await?;

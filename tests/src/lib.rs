@@ -2,8 +2,9 @@
 //!
 //! - [`cluster`]: a PostgreSQL with the extension; [`session`]: a connection to it that hears notifications
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
-//! - [`receiver`]: an HTTP server for webhooks
+//! - [`receiver`]: an HTTP server for webhooks; [`reference`]: who verifies their signatures
 //! - [`relay`]: the relay's binary; [`http`]: its pages
+//! - [`tls`]: a certificate authority
 //! - [`wait`]: for conditions
 //! - [`detached`]: servers that are left running
 //! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
@@ -17,7 +18,9 @@ pub mod process;
 pub mod queue;
 pub mod rabbit;
 pub mod receiver;
+pub mod reference;
 pub mod relay;
 pub mod scratch;
 pub mod session;
+pub mod tls;
 pub mod wait;

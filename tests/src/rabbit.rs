@@ -31,8 +31,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Lays a node out in `dir`, which exists and belongs to the account of the servers.
-    pub fn init(dir: PathBuf) -> Result<Self> {
+    /// Lays a node out in `dir`, which exists and belongs to the account of the servers. `more` are further lines of its
+    /// configuration.
+    pub fn init(dir: PathBuf, more: &str) -> Result<Self> {
         let node = Node {
             dir,
             port: scratch::free_port()?,
@@ -41,7 +42,7 @@ impl Node {
             password: scratch::random_hex(16)?,
         };
         let configuration = format!(
-            "listeners.tcp.1 = 127.0.0.1:{}\ndefault_user = {USER}\ndefault_pass = {}\nloopback_users = none\ndisk_free_limit.absolute = 10MB\n",
+            "listeners.tcp.1 = 127.0.0.1:{}\ndefault_user = {USER}\ndefault_pass = {}\nloopback_users = none\ndisk_free_limit.absolute = 10MB\n{more}\n",
             node.port, node.password
         );
         node.write("rabbitmq.conf", &configuration)?;

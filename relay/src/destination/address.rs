@@ -8,6 +8,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
@@ -100,15 +102,30 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     }
 }
 
-/// Resolves names to the addresses that are allowed, and to an error if there is none.
-#[derive(Debug, Clone)]
-pub struct Guard(pub Arc<Networks>);
+/// Finds the addresses of a host.
+type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// Resolves names to the addresses that are allowed, and to an error if there is none. The connection is made to what
+/// this returns; nobody resolves the name again.
+#[derive(Clone)]
+pub struct Guard {
+    networks: Arc<Networks>,
+    lookup: Lookup,
+}
+
+impl Guard {
+    /// Asks the system.
+    pub fn new(networks: Arc<Networks>) -> Self {
+        let lookup = |name: String| async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }.boxed();
+        Guard { networks, lookup: Arc::new(lookup) }
+    }
+}
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let networks = self.0.clone();
+        let (networks, lookup) = (self.networks.clone(), self.lookup.clone());
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found = lookup(name.as_str().to_owned()).await?;
             let allowed: Vec<SocketAddr> = found.iter().copied().filter(|at| networks.allow(at.ip())).collect();
             match (allowed.is_empty(), found.first()) {
                 (true, Some(refused)) => Err(Refused(refused.ip()).into()),
@@ -136,6 +153,10 @@ impl std::error::Error for Refused {}
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -202,5 +223,55 @@ mod tests {
             assert_eq!(networks.allow(address.parse().expect("an address")), allowed, "{address}");
         }
         assert!(networks.set_of_database("10.0.0.0/99").is_err());
+    }
+
+    /// A client that makes a new connection for each request, and whose name service gives these answers in turn.
+    fn client(answers: Vec<Vec<IpAddr>>) -> reqwest::Client {
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let networks = Networks::new(&["127.0.0.1/32".into()]).expect("a network");
+        let answers = std::sync::Mutex::new(answers.into_iter());
+        let lookup = move |_: String| {
+            let next = answers.lock().expect("no panic").next().expect("the name is resolved once a connection");
+            let found = next.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            std::future::ready(Ok(found)).boxed()
+        };
+        let guard = Guard { networks: Arc::new(networks), lookup: Arc::new(lookup) };
+        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).dns_resolver(Arc::new(guard));
+        client.build().expect("a client")
+    }
+
+    /// Answers every request; gives its port, and how many connections there were.
+    fn server(ip: IpAddr, port: u16) -> (u16, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind((ip, port)).expect("a free port");
+        let (port, count) = (listener.local_addr().expect("an address").port(), Arc::<AtomicUsize>::default());
+        let connections = count.clone();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                connections.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+            }
+        });
+        (port, count)
+    }
+
+    #[tokio::test]
+    async fn the_address_that_was_judged_is_the_one_that_is_connected_to() {
+        let [allowed, inside]: [IpAddr; 2] = ["127.0.0.1", "127.0.0.2"].map(|text| text.parse().expect("an address"));
+        let (port, reached) = server(allowed, 0);
+        let (_, stolen) = server(inside, port);
+        // The name points to the allowed address while it is judged, to the other one from then on.
+        let client = client(vec![vec![allowed], vec![inside], vec![inside, allowed]]);
+        let url = format!("http://rebinding.example:{port}/");
+        assert_eq!(client.get(&url).send().await.expect("an answer").status(), 204);
+        let error = client.get(&url).send().await.expect_err("the address is refused now");
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause.filter(|inner| !inner.is::<Refused>()) {
+            cause = inner.source();
+        }
+        assert_eq!(cause.map(ToString::to_string), Some(Refused(inside).to_string()));
+        // Of several addresses only those that are allowed are tried.
+        assert_eq!(client.get(&url).send().await.expect("an answer").status(), 204);
+        assert_eq!((reached.load(Ordering::SeqCst), stolen.load(Ordering::SeqCst)), (2, 0));
     }
 }

@@ -7,7 +7,7 @@
 //! | negatively acknowledged (a full queue that rejects) | failed, "nacked" |
 //! | larger than the broker allows; a key longer than AMQP allows | rejected |
 //! | alarm: the broker takes no messages | unavailable, "blocked" |
-//! | channel closed by the broker: no such exchange, another type, no permission | unavailable, "channel closed" |
+//! | channel closed by the broker: no such exchange, another type, no permission | unavailable, "channel closed"; failed if the name is a template's, for others may work |
 //! | connection refused, lost, login refused, no confirm in time | unavailable |
 
 use std::collections::HashSet;
@@ -32,6 +32,10 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Publishes under way at once, unless `settings.concurrency` says otherwise.
 const CONCURRENCY: usize = 2000;
+
+/// The broker closes a channel for one event's sake and takes along what else is under way on it. That is published
+/// again on a new channel, at most so many times.
+const MAX_TRIES: usize = 5;
 
 /// Exchanges and queues remembered as declared; templates can yield any number.
 const MAX_DECLARED: usize = 10_000;
@@ -111,21 +115,65 @@ impl RabbitMq {
             (Ok(exchange), Ok(routing_key)) => (exchange, routing_key),
             (Err(error), _) | (_, Err(error)) => return Outcome::Rejected { error },
         };
-        let open = match self.open().await {
-            Ok(open) => open,
-            Err(error) => return unavailable(error),
-        };
-        if let Some(reason) = open.link.blocked.borrow().clone() {
-            return blocked(&reason);
-        }
-        match timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event)).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => self.broke(&open, &error, event).await,
-            Err(_) => {
-                self.broker.abandon(&open.link).await;
-                self.forget(&open).await;
-                unavailable(format!("no confirm from RabbitMQ within {} s", self.timeout.as_secs_f32()))
+        let mut closed = String::new();
+        for _ in 0..MAX_TRIES {
+            let open = match self.open().await {
+                Ok(open) => open,
+                Err(error) => return unavailable(error),
+            };
+            if let Some(reason) = open.link.blocked.borrow().clone() {
+                return blocked(&reason);
             }
+            match timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event)).await {
+                Ok(Ok(outcome)) => return outcome,
+                Ok(Err(error)) => {
+                    self.forget(&open).await;
+                    closed = format!("channel closed by RabbitMQ: {}", describe(&error));
+                    if !open.link.connection.status().connected() {
+                        return unavailable(format!("connection to RabbitMQ lost: {}", describe(&error)));
+                    }
+                    if let Some(outcome) = self.blame(&error, &exchange, &routing_key, event) {
+                        return outcome;
+                    }
+                }
+                Err(_) => {
+                    self.broker.abandon(&open.link).await;
+                    self.forget(&open).await;
+                    return unavailable(format!("no confirm from RabbitMQ within {} s", self.timeout.as_secs_f32()));
+                }
+            }
+        }
+        unavailable(closed)
+    }
+
+    /// What becomes of the event if it was the one for which the broker closed the channel; none if it was another.
+    fn blame(&self, error: &lapin::Error, exchange: &str, routing_key: &str, event: &Event) -> Option<Outcome> {
+        let ErrorKind::ProtocolError(_) = error.kind() else { return None };
+        let text = describe(error);
+        if too_large(&text, event.event_data.len()) {
+            return Some(Outcome::Rejected { error: format!("too large for RabbitMQ: {text}") });
+        }
+        let (queue, queue_varies) = self.queue_for(exchange, routing_key);
+        // "access to topic 'k' in exchange 'x'": the first that is named is the one it is about.
+        let subjects = [
+            ("topic", routing_key, self.routing_key.varies()),
+            ("queue", queue, queue_varies),
+            ("exchange", exchange, self.exchange.varies()),
+        ];
+        let (kind, name, varies) = subjects.into_iter().find(|(kind, ..)| text.contains(&format!("{kind} '")))?;
+        if !text.contains(&format!("{kind} '{name}'")) {
+            return None;
+        }
+        let error = format!("channel closed by RabbitMQ: {text}");
+        Some(if varies { Outcome::Failed { error, retry_in: None } } else { unavailable(error) })
+    }
+
+    /// The queue that `settings.declare` means, and whether it depends on the event. On the default exchange a message
+    /// goes to the queue that its routing key names.
+    fn queue_for<'a>(&'a self, exchange: &str, routing_key: &'a str) -> (&'a str, bool) {
+        match exchange.is_empty() {
+            true => (routing_key, self.routing_key.varies()),
+            false => (&self.queue, false),
         }
     }
 
@@ -206,9 +254,8 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// On the default exchange a message goes to the queue that its routing key names.
     async fn declare_queue(&self, open: &Open, exchange: &str, routing_key: &str) -> lapin::Result<()> {
-        let queue = if exchange.is_empty() { routing_key } else { self.queue.as_str() };
+        let (queue, _) = self.queue_for(exchange, routing_key);
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(self.queue_type.clone().into()));
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
@@ -225,22 +272,6 @@ impl RabbitMq {
                 .await?;
         }
         Ok(())
-    }
-
-    async fn broke(&self, open: &Arc<Open>, error: &lapin::Error, event: &Event) -> Outcome {
-        self.forget(open).await;
-        let connected = open.link.connection.status().connected();
-        match error.kind() {
-            ErrorKind::ProtocolError(_) if connected => {
-                let text = describe(error);
-                match too_large(&text, event.event_data.len()) {
-                    true => Outcome::Rejected { error: format!("too large for RabbitMQ: {text}") },
-                    false => unavailable(format!("channel closed by RabbitMQ: {text}")),
-                }
-            }
-            _ if connected => unavailable(format!("channel to RabbitMQ closed: {}", describe(error))),
-            _ => unavailable(format!("connection to RabbitMQ lost: {}", describe(error))),
-        }
     }
 }
 

@@ -41,6 +41,11 @@ impl Template {
         Ok(Template(parts))
     }
 
+    /// Whether the text depends on the event.
+    pub fn varies(&self) -> bool {
+        self.0.iter().any(|part| !matches!(part, Part::Text(_)))
+    }
+
     /// The text for this event; an error if it is longer than AMQP allows.
     pub fn render(&self, event: &Event) -> Result<String, String> {
         let text: String = self.0.iter().map(|part| value(part, event)).collect();

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
+use serde_json::Value;
 
 pub use super::address::Networks;
 use super::address::{Guard, Refused};
@@ -62,7 +63,7 @@ impl Webhook {
             .pool_max_idle_per_host(concurrency)
             .tcp_nodelay(true)
             .user_agent(concat!("pg_outbox/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard(networks.clone())))
+            .dns_resolver(Arc::new(Guard::new(networks.clone())))
             .build()
             .map_err(|error| of(ConfigError(error.without_url().to_string())))?;
         Ok(Webhook {
@@ -172,9 +173,13 @@ fn parse_url(text: &str) -> Result<Url, ConfigError> {
     Ok(url)
 }
 
-fn own_headers(settings: &serde_json::Value) -> Result<HeaderMap, ConfigError> {
+fn own_headers(settings: &Value) -> Result<HeaderMap, ConfigError> {
     let mut headers = HeaderMap::new();
-    let Some(object) = settings.get("headers").and_then(|v| v.as_object()) else { return Ok(headers) };
+    let object = match settings.get("headers") {
+        None | Some(Value::Null) => return Ok(headers),
+        Some(Value::Object(object)) => object,
+        Some(_) => return Err(ConfigError("settings.headers is an object of names and values".into())),
+    };
     for (name, value) in object {
         let ours = ["host", "content-length", "content-type", "transfer-encoding", "connection"];
         let lower = name.to_ascii_lowercase();
@@ -183,7 +188,12 @@ fn own_headers(settings: &serde_json::Value) -> Result<HeaderMap, ConfigError> {
         }
         let name = HeaderName::from_bytes(lower.as_bytes())
             .map_err(|_| ConfigError(format!("settings.headers: {name:?} is no header name")))?;
-        let mut value = HeaderValue::from_str(value.as_str().unwrap_or_default())
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(_) | Value::Bool(_) => value.to_string(),
+            _ => return Err(ConfigError(format!("settings.headers: the value of {name} is no text"))),
+        };
+        let mut value = HeaderValue::from_str(&text)
             .map_err(|_| ConfigError(format!("settings.headers: the value of {name} is no header value")))?;
         value.set_sensitive(true);
         headers.insert(name, value);
@@ -304,6 +314,11 @@ mod tests {
         for name in ["Webhook-Id", "host", "Content-Type", "bad name"] {
             assert!(own_headers(&serde_json::json!({"headers": {name: "x"}})).is_err(), "{name}");
         }
+        for wrong in [serde_json::json!(["x"]), serde_json::json!({"x": null}), serde_json::json!({"x": {}})] {
+            assert!(own_headers(&serde_json::json!({ "headers": wrong })).is_err(), "{wrong}");
+        }
+        let headers = own_headers(&serde_json::json!({"headers": {"x-version": 2}})).expect("headers");
+        assert_eq!(headers["x-version"], "2");
         let headers = own_headers(&serde_json::json!({"headers": {"X-Api-Key": "k"}})).expect("headers");
         assert!(!format!("{headers:?}").contains('k') || !format!("{:?}", headers["x-api-key"]).contains('k'));
     }

@@ -109,7 +109,7 @@ impl Servers {
         let data = data_dir()?;
         let own = |name: &str| scratch::private_dir(&data.join(name)).map(|()| data.join(name));
         let postgres = DataDir::init(own("postgres")?)?;
-        let rabbit = Node::init(own("rabbitmq")?)?;
+        let rabbit = Node::init(own("rabbitmq")?, "")?;
         let servers = Servers { data, postgres, rabbit, http_ports: Vec::new(), running: Running::default() };
         servers.save()?;
         Ok(servers)

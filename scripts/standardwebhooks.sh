@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Fetches the reference library of Standard Webhooks from PyPI, once, and prints the directory for PYTHONPATH.
+set -euo pipefail
+cache=$(cd "$(dirname "$0")/.." && pwd)/.cache
+dir=$cache/standardwebhooks
+mkdir -p "$cache"
+exec 9>"$dir.lock"
+flock 9
+if [ ! -d "$dir" ]; then
+    rm -rf "$dir.new"
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$dir.new" standardwebhooks==1.1.0 >&2
+    mv "$dir.new" "$dir"
+fi
+printf '%s\n' "$dir"
