@@ -1,0 +1,130 @@
+//! From sending the INSERT, which commits by itself, to RabbitMQ's confirm: single events on an idle system, and 1,000
+//! events a second. The relay's own trace says when a confirm came.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use outbox_tests::relay::Relay;
+use outbox_tests::wait::{self, LONG};
+use uuid::Uuid;
+
+use crate::bare::Publisher;
+use crate::load::{Micros, Producer, Sent, now_us, paced, producers};
+use crate::sample::{Spread, percentile, percentiles, sorted};
+use crate::seed::{self, Seed};
+use crate::sheet::{Must, Sheet};
+use crate::stage::{Stage, payload};
+
+const SINGLES: usize = 500;
+const TURNS: usize = 3;
+const SESSIONS: usize = 16;
+const RATE: usize = 1000;
+
+/// Of each turn at a rate; what was sent in the first fifth warms up.
+const TURN: f64 = 10.0;
+
+/// Between single events, so that everything that follows the confirm is over.
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub async fn run(sheet: &mut Sheet) -> Result<()> {
+    let stage = Stage::set().await?;
+    stage.create_like("bench_bare").await?;
+    let seed = Seed::start(&stage).await?;
+    let relay = stage.relay(&[("OUTBOX_LOG_LEVEL", "info,outbox_relay::trace=debug")]).await?;
+    idle(sheet, &stage, &relay, &seed).await?;
+    loaded(sheet, &stage, &relay, &seed).await?;
+    seed.end().await?;
+    stage.end(relay).await
+}
+
+async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> Result<()> {
+    let ours = Producer::new(stage, "outbox_events").await?;
+    let theirs = Producer::new(stage, seed::TABLE).await?;
+    let plain = Producer::new(stage, "bench_bare").await?;
+    let publisher = Publisher::open(&stage.broker).await?;
+    let body = payload(200);
+    let (mut sent_ours, mut sent_theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    let warm_up = 20;
+    for turn in 0..sheet.count(SINGLES) + warm_up {
+        let event = ours.insert("bench.single").await?;
+        tokio::time::sleep(PAUSE).await;
+        let sent = plain.insert("bench.single").await?;
+        publisher.one(&sent.event_id, body.as_bytes()).await?;
+        let took = milliseconds(sent.at, now_us());
+        tokio::time::sleep(PAUSE).await;
+        let their_event = theirs.insert("bench.single").await?;
+        tokio::time::sleep(PAUSE).await;
+        if turn >= warm_up {
+            sent_ours.push(event);
+            bare.push(took);
+            sent_theirs.push(their_event);
+        }
+    }
+    let ours = latencies(&sent_ours, &confirmed(relay, &sent_ours).await?)?;
+    let theirs = latencies(&sent_theirs, &seed.confirmed(&ids(&sent_theirs)).await?)?;
+    for (name, values) in [("idle", &ours), ("idle, bare", &bare), ("idle, seed", &theirs)] {
+        sheet.raw(name, percentiles(values))?;
+    }
+    let p50 = |values: &[f64]| percentile(&sorted(values), 50.0).context("no event was measured");
+    sheet.figure("idle: commit to confirm, p50", p50(&ours)?, "ms", Must::AtMost(3.0));
+    sheet.figure("idle: of bare commit and publish", p50(&ours)? / p50(&bare)?, "x", Must::AtMost(3.0));
+    sheet.figure("idle: bare commit and publish, p50", p50(&bare)?, "ms", Must::Nothing);
+    sheet.figure("idle: one-at-a-time outbox, of ours", p50(&theirs)? / p50(&ours)?, "x", Must::Nothing);
+    Ok(())
+}
+
+async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> Result<()> {
+    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let time = Duration::from_secs_f64((TURN * sheet.scale).max(2.0));
+    let mut all = Vec::new();
+    for _ in 0..TURNS {
+        let sent = at_rate(stage, "outbox_events", time).await?;
+        let mine = latencies(&sent, &confirmed(relay, &sent).await?)?;
+        let sent = at_rate(stage, seed::TABLE, time).await?;
+        let other = latencies(&sent, &seed.confirmed(&ids(&sent)).await?)?;
+        let p99 = |values: &[f64]| percentile(&sorted(values), 99.0).context("no event was measured");
+        ours.push(p99(&mine)?);
+        theirs.push(p99(&other)?);
+        ratios.push(p99(&other)? / p99(&mine)?);
+        all.extend(mine);
+    }
+    sheet.raw("1,000/s", percentiles(&all))?;
+    sheet.raw("1,000/s, p99 a turn", &ours)?;
+    sheet.raw("1,000/s, seed, p99 a turn", &theirs)?;
+    sheet.spread("1,000/s: commit to confirm, p99", Spread::of(&ours), "ms", Must::AtMost(15.0))?;
+    sheet.spread("1,000/s: one-at-a-time outbox, of ours", Spread::of(&ratios), "x", Must::Nothing)
+}
+
+async fn at_rate(stage: &Stage, table: &str, time: Duration) -> Result<Vec<Sent>> {
+    static TYPES: std::sync::LazyLock<Vec<String>> = std::sync::LazyLock::new(|| vec!["bench.many".into()]);
+    let mut sent = paced(producers(stage, table, SESSIONS).await?, &TYPES, RATE, time).await?;
+    Ok(sent.split_off(sent.len() / 5))
+}
+
+/// When the relay logged each event's confirm; waits for the last one.
+async fn confirmed(relay: &Relay, sent: &[Sent]) -> Result<HashMap<Uuid, Micros>> {
+    let last = sent.last().context("nothing was sent")?.event_id.to_string();
+    let look = async || {
+        let lines = relay.lines();
+        Ok(lines.iter().rev().take(5000).any(|line| line.contains("settled") && line.contains(&last)).then_some(()))
+    };
+    wait::until("the relay to confirm the last event", LONG, look).await?;
+    let events = relay.events().into_iter().filter(|line| line["step"] == "confirmed");
+    let times = events.filter_map(|line| Some((line["event_id"].as_str()?.parse().ok()?, line["at_us"].as_i64()?)));
+    Ok(times.collect())
+}
+
+fn ids(sent: &[Sent]) -> Vec<Uuid> {
+    sent.iter().map(|sent| sent.event_id).collect()
+}
+
+fn latencies(sent: &[Sent], confirmed: &HashMap<Uuid, Micros>) -> Result<Vec<f64>> {
+    let missing = sent.iter().filter(|sent| !confirmed.contains_key(&sent.event_id)).count();
+    ensure!(missing == 0, "{missing} of {} events were not confirmed", sent.len());
+    Ok(sent.iter().map(|sent| milliseconds(sent.at, confirmed[&sent.event_id])).collect())
+}
+
+fn milliseconds(from: Micros, to: Micros) -> f64 {
+    (to - from) as f64 / 1000.0
+}
