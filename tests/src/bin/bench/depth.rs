@@ -92,7 +92,8 @@ async fn measure(session: &Session) -> Result<[Duration; 3]> {
 fn report(sheet: &mut Sheet, all: &[Deep]) -> Result<()> {
     let median = |values: &[f64]| percentile(&sorted(values), 50.0).unwrap_or(f64::NAN);
     for deep in all {
-        let calls: Vec<_> = CALLS.iter().zip(&deep.calls).map(|(call, times)| json!([call, percentiles(times)])).collect();
+        let calls: Vec<_> =
+            CALLS.iter().zip(&deep.calls).map(|(call, times)| json!([call, percentiles(times)])).collect();
         sheet.raw(deep.name, calls)?;
     }
     for (number, call) in CALLS.iter().enumerate() {

@@ -38,7 +38,9 @@ pub async fn drain(stage: &Stage, events: usize, aggregate: &str) -> Result<f64>
     stage.empty("outbox_events").await?;
     stage.new_queue().await?;
     stage.fill(events, BYTES, aggregate).await?;
-    stage.session.batch_execute("VACUUM ANALYZE outbox_events; CHECKPOINT").await?;
+    for statement in ["VACUUM ANALYZE outbox_events", "CHECKPOINT"] {
+        stage.session.batch_execute(statement).await?;
+    }
     let (took, relay) = stage.drain(events).await?;
     stage.end(relay).await?;
     Ok(took.as_secs_f64())

@@ -19,7 +19,8 @@ const SETTLED: Duration = Duration::from_secs(11);
 const COUNT: &str = "SELECT d.xact_commit + d.xact_rollback,
         coalesce((SELECT sum(s.calls) FROM pg_stat_statements s WHERE s.dbid = d.datid), 0)::bigint
     FROM pg_stat_database d WHERE d.datname = $1";
-const PROCESSES: &str = "SELECT pid, CASE WHEN backend_type = 'client backend' THEN 'session ' || pid ELSE backend_type END
+const PROCESSES: &str =
+    "SELECT pid, CASE WHEN backend_type = 'client backend' THEN 'session ' || pid ELSE backend_type END
     FROM pg_stat_activity WHERE backend_type ILIKE '%outbox%' OR (datname = $1 AND application_name ILIKE '%outbox%')";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

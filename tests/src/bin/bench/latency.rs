@@ -10,7 +10,7 @@ use outbox_tests::wait::{self, LONG};
 use uuid::Uuid;
 
 use crate::bare::Publisher;
-use crate::load::{Micros, Producer, Sent, now_us, paced, producers};
+use crate::load::{Micros, Producer, Run, Sent, now_us, paced, producers};
 use crate::sample::{Spread, percentile, percentiles, sorted};
 use crate::seed::{self, Seed};
 use crate::sheet::{Must, Sheet};
@@ -75,31 +75,32 @@ async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> R
 }
 
 async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> Result<()> {
-    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut ratios, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let time = Duration::from_secs_f64((TURN * sheet.scale).max(2.0));
     let mut all = Vec::new();
     for _ in 0..TURNS {
-        let sent = at_rate(stage, "outbox_events", time).await?;
-        let mine = latencies(&sent, &confirmed(relay, &sent).await?)?;
-        let sent = at_rate(stage, seed::TABLE, time).await?;
-        let other = latencies(&sent, &seed.confirmed(&ids(&sent)).await?)?;
+        let sent = at_rate(stage, "outbox_events", time).await?.at_least(RATE)?.sent;
+        let sent = &sent[sent.len() / 5..];
+        let mine = latencies(sent, &confirmed(relay, sent).await?)?;
+        let run = at_rate(stage, seed::TABLE, time).await?;
+        let other = latencies(&run.sent, &seed.confirmed(&ids(&run.sent)).await?)?;
         let p99 = |values: &[f64]| percentile(&sorted(values), 99.0).context("no event was measured");
         ours.push(p99(&mine)?);
         theirs.push(p99(&other)?);
         ratios.push(p99(&other)? / p99(&mine)?);
+        rates.push(run.rate);
         all.extend(mine);
     }
     sheet.raw("1,000/s", percentiles(&all))?;
     sheet.raw("1,000/s, p99 a turn", &ours)?;
     sheet.raw("1,000/s, seed, p99 a turn", &theirs)?;
     sheet.spread("1,000/s: commit to confirm, p99", Spread::of(&ours), "ms", Must::AtMost(15.0))?;
-    sheet.spread("1,000/s: one-at-a-time outbox, of ours", Spread::of(&ratios), "x", Must::Nothing)
+    sheet.spread("1,000/s: one-at-a-time outbox, p99 of ours", Spread::of(&ratios), "x", Must::Nothing)?;
+    sheet.spread("1,000/s: inserts it lets through", Spread::of(&rates), "/s", Must::Nothing)
 }
 
-async fn at_rate(stage: &Stage, table: &str, time: Duration) -> Result<Vec<Sent>> {
-    static TYPES: std::sync::LazyLock<Vec<String>> = std::sync::LazyLock::new(|| vec!["bench.many".into()]);
-    let mut sent = paced(producers(stage, table, SESSIONS).await?, &TYPES, RATE, time).await?;
-    Ok(sent.split_off(sent.len() / 5))
+async fn at_rate(stage: &Stage, table: &str, time: Duration) -> Result<Run> {
+    paced(producers(stage, table, SESSIONS).await?, &["bench.many".into()], RATE, time).await
 }
 
 /// When the relay logged each event's confirm; waits for the last one.

@@ -109,7 +109,8 @@ impl Stage {
         self.channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await?;
         self.channel.declare(QUEUE, &[("x-queue-type", "quorum")]).await?;
         let bind = QueueBindOptions::default();
-        let everything = self.channel.queue_bind(QUEUE.into(), EXCHANGE.into(), "#".into(), bind, FieldTable::default());
+        let everything =
+            self.channel.queue_bind(QUEUE.into(), EXCHANGE.into(), "#".into(), bind, FieldTable::default());
         Ok(everything.await?)
     }
 
