@@ -24,6 +24,9 @@ const RATE: usize = 1000;
 /// Of each turn at a rate; what was sent in the first fifth warms up.
 const TURN: f64 = 10.0;
 
+/// Of an event, as the relay logs them. Not every event is named in a notification.
+const STEPS: [&str; 4] = ["notified", "claimed", "confirmed", "settled"];
+
 /// Between single events, so that everything that follows the confirm is over.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -61,9 +64,9 @@ async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> R
             sent_theirs.push(their_event);
         }
     }
-    let ours = latencies(&sent_ours, &confirmed(relay, &sent_ours).await?)?;
+    let ours = confirmed(sheet, "idle", stage, relay, &sent_ours).await?;
     let theirs = latencies(&sent_theirs, &seed.confirmed(&ids(&sent_theirs)).await?)?;
-    for (name, values) in [("idle", &ours), ("idle, bare", &bare), ("idle, seed", &theirs)] {
+    for (name, values) in [("idle, bare", &bare), ("idle, seed", &theirs)] {
         sheet.raw(name, percentiles(values))?;
     }
     let p50 = |values: &[f64]| percentile(&sorted(values), 50.0).context("no event was measured");
@@ -78,10 +81,10 @@ async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) ->
     let (mut ours, mut theirs, mut ratios, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let time = Duration::from_secs_f64((TURN * sheet.scale).max(2.0));
     let mut all = Vec::new();
-    for _ in 0..TURNS {
+    for turn in 1..=TURNS {
         let sent = at_rate(stage, "outbox_events", time).await?.at_least(RATE)?.sent;
         let sent = &sent[sent.len() / 5..];
-        let mine = latencies(sent, &confirmed(relay, sent).await?)?;
+        let mine = confirmed(sheet, &format!("1,000/s, turn {turn}"), stage, relay, sent).await?;
         let run = at_rate(stage, seed::TABLE, time).await?;
         let other = latencies(&run.sent, &seed.confirmed(&ids(&run.sent)).await?)?;
         let p99 = |values: &[f64]| percentile(&sorted(values), 99.0).context("no event was measured");
@@ -103,27 +106,53 @@ async fn at_rate(stage: &Stage, table: &str, time: Duration) -> Result<Run> {
     paced(producers(stage, table, SESSIONS).await?, &["bench.many".into()], RATE, time).await
 }
 
-/// When the relay logged each event's confirm; waits for the last one.
-async fn confirmed(relay: &Relay, sent: &[Sent]) -> Result<HashMap<Uuid, Micros>> {
-    let last = sent.last().context("nothing was sent")?.event_id.to_string();
+/// When the relay logged each step of each event; waits until it has logged the confirms of all that were sent.
+async fn trace(stage: &Stage, relay: &Relay, sent: &[Sent]) -> Result<HashMap<&'static str, HashMap<Uuid, Micros>>> {
+    stage.settled().await?;
     let look = async || {
-        let lines = relay.lines();
-        Ok(lines.iter().rev().take(5000).any(|line| line.contains("settled") && line.contains(&last)).then_some(()))
+        let trace = read(relay);
+        let all = sent.iter().all(|sent| trace["settled"].contains_key(&sent.event_id));
+        Ok(all.then_some(trace))
     };
-    wait::until("the relay to confirm the last event", LONG, look).await?;
-    let events = relay.events().into_iter().filter(|line| line["step"] == "confirmed");
-    let times = events.filter_map(|line| Some((line["event_id"].as_str()?.parse().ok()?, line["at_us"].as_i64()?)));
-    Ok(times.collect())
+    wait::until("the relay to log all events", LONG, look).await
+}
+
+fn read(relay: &Relay) -> HashMap<&'static str, HashMap<Uuid, Micros>> {
+    let mut trace: HashMap<_, HashMap<_, _>> = STEPS.iter().map(|step| (*step, HashMap::new())).collect();
+    for line in relay.events() {
+        let (step, id) = (line["step"].as_str(), line["event_id"].as_str().and_then(|id| id.parse().ok()));
+        let times = step.and_then(|step| trace.get_mut(step));
+        if let (Some(times), Some(id), Some(at)) = (times, id, line["at_us"].as_i64()) {
+            times.entry(id).or_insert(at);
+        }
+    }
+    trace
+}
+
+/// The latencies to the confirm; those of all steps go to the file.
+async fn confirmed(sheet: &mut Sheet, name: &str, stage: &Stage, relay: &Relay, sent: &[Sent]) -> Result<Vec<f64>> {
+    let trace = trace(stage, relay, sent).await?;
+    let committed: Vec<f64> = sent.iter().map(|sent| milliseconds(sent.at, sent.committed)).collect();
+    sheet.raw(format!("{name}: committed"), percentiles(&committed))?;
+    for step in STEPS {
+        sheet.raw(format!("{name}: {step}"), percentiles(&known_latencies(sent, &trace[step])))?;
+    }
+    latencies(sent, &trace["confirmed"])
 }
 
 fn ids(sent: &[Sent]) -> Vec<Uuid> {
     sent.iter().map(|sent| sent.event_id).collect()
 }
 
-fn latencies(sent: &[Sent], confirmed: &HashMap<Uuid, Micros>) -> Result<Vec<f64>> {
-    let missing = sent.iter().filter(|sent| !confirmed.contains_key(&sent.event_id)).count();
-    ensure!(missing == 0, "{missing} of {} events were not confirmed", sent.len());
-    Ok(sent.iter().map(|sent| milliseconds(sent.at, confirmed[&sent.event_id])).collect())
+/// An error unless each event is there.
+fn latencies(sent: &[Sent], at: &HashMap<Uuid, Micros>) -> Result<Vec<f64>> {
+    let known = known_latencies(sent, at);
+    ensure!(known.len() == sent.len(), "{} of {} events were not confirmed", sent.len() - known.len(), sent.len());
+    Ok(known)
+}
+
+fn known_latencies(sent: &[Sent], at: &HashMap<Uuid, Micros>) -> Vec<f64> {
+    sent.iter().filter_map(|sent| Some(milliseconds(sent.at, *at.get(&sent.event_id)?))).collect()
 }
 
 fn milliseconds(from: Micros, to: Micros) -> f64 {

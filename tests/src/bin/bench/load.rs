@@ -19,6 +19,8 @@ pub struct Sent {
     pub event_id: Uuid,
     /// Just before the INSERT, which commits by itself, was sent.
     pub at: Micros,
+    /// The server's answer was there.
+    pub committed: Micros,
 }
 
 /// Inserts one event a transaction, with types of its own so that destinations can be told apart.
@@ -41,7 +43,7 @@ impl Producer {
     pub async fn insert(&self, event_type: &str) -> Result<Sent> {
         let at = now_us();
         let row = self.session.query_one(&self.insert, &[&event_type]).await?;
-        Ok(Sent { event_id: row.try_get(0)?, at })
+        Ok(Sent { event_id: row.try_get(0)?, at, committed: now_us() })
     }
 }
 
