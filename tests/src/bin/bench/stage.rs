@@ -49,7 +49,7 @@ impl Outbox {
         Ok(self.session.batch_execute(&format!("TRUNCATE {tables}; CHECKPOINT")).await?)
     }
 
-    /// Inserts that many events in one transaction. `columns` gives more of them, such as an aggregate, by `n`.
+    /// Inserts that many events in one transaction; `aggregate` is SQL that may depend on `n`.
     pub async fn fill(&self, count: usize, bytes: usize, aggregate: &str) -> Result<()> {
         let insert = format!(
             "INSERT INTO outbox_events (event_type, aggregate_type, aggregate_id, event_data)
@@ -59,9 +59,9 @@ impl Outbox {
         Ok(self.session.batch_execute(&insert).await?)
     }
 
-    /// Waits until nothing is pending or processing.
+    /// Waits until nothing is pending or processing. Looks at the counters alone: looking must not cost anything.
     pub async fn settled(&self) -> Result<()> {
-        let query = "SELECT pending + processing = 0 FROM outbox.stats()";
+        let query = "SELECT pending + processing = 0 FROM outbox._counters()";
         self.session.until(query, VERY_LONG).await
     }
 }
@@ -142,7 +142,7 @@ impl Stage {
         self.settled().await.with_context(|| relay.log())?;
         let took = started.elapsed();
         self.arrived(count).await?;
-        let failed: i64 = self.session.one("SELECT failed FROM outbox.stats()").await?;
+        let failed: i64 = self.session.one("SELECT failed FROM outbox._counters()").await?;
         ensure!(failed == 0, "{failed} events failed: {}", relay.log());
         Ok((took, relay))
     }

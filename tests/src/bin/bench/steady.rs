@@ -71,7 +71,7 @@ async fn keeps_up(stage: &Stage, rate: usize, seconds: usize) -> Result<bool> {
     stage.new_queue().await?;
     let script = Script::insert(&stage.cluster, "outbox_events")?;
     let outcome = script.run(&stage.cluster, &stage.database, CLIENTS, seconds, Some(rate)).await?;
-    let left: i64 = stage.session.one("SELECT pending + processing FROM outbox.stats()").await?;
+    let left: i64 = stage.session.one("SELECT pending + processing FROM outbox._counters()").await?;
     stage.settled().await?;
     stage.arrived(outcome.transactions as usize).await?;
     Ok(outcome.rate > 0.95 * rate as f64 && left as f64 <= BACKLOG * rate as f64)
@@ -79,7 +79,7 @@ async fn keeps_up(stage: &Stage, rate: usize, seconds: usize) -> Result<bool> {
 
 /// Percent of one core, of processes that live from the beginning to the end.
 async fn shares(stage: &Stage, relay: &Relay, seconds: usize) -> Result<BTreeMap<&'static str, f64>> {
-    let worker: i32 = stage.session.one("SELECT worker_pid FROM outbox.stats()").await?;
+    let worker: i32 = stage.session.one("SELECT worker_pid FROM outbox._counters()").await?;
     let broker: i32 =
         stage.broker.evaluate("os:getpid().").await?.trim_matches('"').parse().context("not a process")?;
     tokio::time::sleep(MARGIN).await;
