@@ -4,6 +4,7 @@
 //! make the inserts, `bare` publishes without an outbox, `seed` is the outbox that most people write first.
 
 mod bare;
+mod build;
 mod bulk;
 mod commit_tax;
 mod depth;
@@ -53,6 +54,7 @@ Usage: bench [ROW ...]          make bench [ONLY=\"ROW ...\"]
 
 Without a row, all of them run, in 40 minutes. Ratios are medians of turns (A B A B ...),
 with the least and the greatest in brackets. Raw figures go to target/bench/<row>.json.
+A row fails if another build is installed meanwhile; its file says which one it was.
 The exit code is 1 if a row could not be measured; a target that is missed is only shown.
 
 BENCH_SCALE=0.1   a factor on times and counts, for a quick look; targets hold at 1
@@ -83,7 +85,7 @@ async fn bench(arguments: Vec<String>) -> Result<bool> {
     }
     let mut sheet = Sheet::new(scale()?)?;
     for (name, what) in ROWS.iter().filter(|(name, _)| arguments.is_empty() || arguments.iter().any(|a| a == name)) {
-        sheet.open(name, what);
+        sheet.open(name, what)?;
         let started = Instant::now();
         let outcome = run(name, &mut sheet).await;
         sheet.close(outcome, started.elapsed())?;

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::build::Build;
 use crate::sample::Spread;
 
 const RULE: usize = 98;
@@ -34,6 +35,8 @@ pub struct Sheet {
     pub scale: f64,
     dir: PathBuf,
     row: &'static str,
+    /// What the run began with: one table is of one build.
+    build: Build,
     figures: Vec<Figure>,
     raw: Map<String, Value>,
     failed: Vec<(&'static str, String)>,
@@ -44,7 +47,8 @@ impl Sheet {
         let program = std::env::current_exe()?;
         let dir = program.ancestors().nth(2).context("not in cargo's target directory")?.join("bench");
         fs::create_dir_all(&dir)?;
-        Ok(Sheet { scale, dir, row: "", figures: Vec::new(), raw: Map::new(), failed: Vec::new() })
+        let build = Build::installed()?;
+        Ok(Sheet { scale, dir, row: "", build, figures: Vec::new(), raw: Map::new(), failed: Vec::new() })
     }
 
     /// A number of events or rows, scaled.
@@ -57,10 +61,11 @@ impl Sheet {
         self.count(full).max(2)
     }
 
-    pub fn open(&mut self, row: &'static str, what: &str) {
+    pub fn open(&mut self, row: &'static str, what: &str) -> Result<()> {
         self.row = row;
         self.raw = Map::new();
         println!("\n{row}: {what}");
+        self.raw("build", self.build.clone())
     }
 
     pub fn say(&self, text: impl AsRef<str>) {
@@ -100,6 +105,13 @@ impl Sheet {
 
     /// Ends the row: writes its file, and notes its error if it has one.
     pub fn close(&mut self, outcome: Result<()>, took: Duration) -> Result<()> {
+        let outcome = outcome.and_then(|()| {
+            ensure!(
+                Build::installed()? == self.build,
+                "another build was installed during this run: these figures are of neither"
+            );
+            Ok(())
+        });
         let error = outcome.err().map(|error| format!("{error:#}"));
         let figures: Vec<Value> = self.figures.iter().filter(|f| f.row == self.row).map(Figure::json).collect();
         let file = self.dir.join(format!("{}.json", self.row));

@@ -94,7 +94,12 @@ impl Deref for Stage {
 
 impl Stage {
     pub async fn set() -> Result<Self> {
-        let (outbox, broker) = tokio::try_join!(Outbox::start(&[]), Broker::shared())?;
+        Self::with(&[]).await
+    }
+
+    /// The same with settings of PostgreSQL.
+    pub async fn with(settings: &[(&str, &str)]) -> Result<Self> {
+        let (outbox, broker) = tokio::try_join!(Outbox::start(settings), Broker::shared())?;
         let channel = broker.channel().await?;
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
         channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
