@@ -1,0 +1,81 @@
+//! The outbox that most people write first: a trigger that calls pg_notify with the id, and a loop that takes one event
+//! at a time: read, mark as processing, publish and await the confirm, mark as processed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use outbox_tests::session::Session;
+use outbox_tests::wait::{self, LONG};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::bare::Publisher;
+use crate::load::{Micros, now_us};
+use crate::stage::Stage;
+
+pub const TABLE: &str = "seed_events";
+
+const TRIGGER: &str = "CREATE FUNCTION seed_notify() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_notify('seed_events', NEW.id::text); RETURN NULL; END $$;
+    CREATE TRIGGER after_insert AFTER INSERT ON seed_events FOR EACH ROW EXECUTE FUNCTION seed_notify()";
+const READ: &str = "SELECT event_id, event_data::text FROM seed_events WHERE id = $1 AND status = 'pending'";
+const TAKE: &str = "UPDATE seed_events SET status = 'processing' WHERE id = $1";
+const DONE: &str = "UPDATE seed_events SET status = 'processed', processed_at = now() WHERE id = $1";
+
+type Confirmed = Arc<Mutex<HashMap<Uuid, Micros>>>;
+
+pub struct Seed {
+    confirmed: Confirmed,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Seed {
+    pub async fn start(stage: &Stage) -> Result<Self> {
+        stage.create_like(TABLE).await?;
+        stage.session.batch_execute(TRIGGER).await?;
+        let session = stage.cluster.connect(&stage.database).await?;
+        session.batch_execute("LISTEN seed_events").await?;
+        let publisher = Publisher::open(&stage.broker).await?;
+        let confirmed = Confirmed::default();
+        let task = tokio::spawn(serve(session, publisher, confirmed.clone()));
+        Ok(Seed { confirmed, task })
+    }
+
+    /// When these were confirmed; waits for the last one.
+    pub async fn confirmed(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Micros>> {
+        let look = async || {
+            if self.task.is_finished() {
+                bail!("the seed's loop has ended");
+            }
+            let all = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(ids.iter().all(|id| all.contains_key(id)).then(|| all.clone()))
+        };
+        wait::until("the seed to publish everything", LONG * 3, look).await
+    }
+
+    /// Ends the loop; its error if it had one.
+    pub async fn end(self) -> Result<()> {
+        self.task.abort();
+        match self.task.await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_cancelled() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+async fn serve(mut session: Session, publisher: Publisher, confirmed: Confirmed) -> Result<()> {
+    let (read, take) = (session.prepare(READ).await?, session.prepare(TAKE).await?);
+    let done = session.prepare(DONE).await?;
+    loop {
+        let notification = session.notification(LONG * 10).await?;
+        let id: i64 = notification.payload().parse().context("not an id")?;
+        let Some(row) = session.query_opt(&read, &[&id]).await? else { continue };
+        let (event_id, body): (Uuid, String) = (row.try_get(0)?, row.try_get(1)?);
+        session.execute(&take, &[&id]).await?;
+        publisher.one(&event_id, body.as_bytes()).await?;
+        confirmed.lock().unwrap_or_else(PoisonError::into_inner).insert(event_id, now_us());
+        session.execute(&done, &[&id]).await?;
+    }
+}
