@@ -291,23 +291,24 @@ async fn two_hundred_sessions_lose_nothing_and_share_nothing() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    let record = arena.shared.lock();
-    let lost: Vec<i64> = record
-        .events
-        .iter()
-        .filter(|(_, (_, s))| !matches!(s, State::Settled | State::Settling))
-        .map(|(id, _)| *id)
-        .collect();
-    ensure!(lost.is_empty(), "never settled: {lost:?}; seed {seed}");
-    ensure!(record.handed_out > 0 && record.deaths > 0 && workers_ended > 0, "nothing happened");
-    println!(
-        "{} events, handed out {} times; {} sessions and {workers_ended} workers ended; seed {seed}",
-        record.events.len(),
-        record.handed_out,
-        record.deaths
-    );
-    let count = record.events.len() as i64;
-    drop(record);
+    let count = {
+        let record = arena.shared.lock();
+        let lost: Vec<i64> = record
+            .events
+            .iter()
+            .filter(|(_, (_, s))| !matches!(s, State::Settled | State::Settling))
+            .map(|(id, _)| *id)
+            .collect();
+        ensure!(lost.is_empty(), "never settled: {lost:?}; seed {seed}");
+        ensure!(record.handed_out > 0 && record.deaths > 0 && workers_ended > 0, "nothing happened");
+        println!(
+            "{} events, handed out {} times; {} sessions and {workers_ended} workers ended; seed {seed}",
+            record.events.len(),
+            record.handed_out,
+            record.deaths
+        );
+        record.events.len()
+    };
     let settled = format!("SELECT processed = {count} AND pending = 0 AND processing = 0 FROM outbox.stats()");
     admin.until(&settled, LONG).await
 }
