@@ -186,7 +186,7 @@ fn park(name: &[u8]) {
     if oid == pg_sys::InvalidOid || !may_change(oid) || !list_parked(shared, oid) {
         return;
     }
-    let Some(place) = shared.find(oid) else { return };
+    let Some(place) = shmem::find(oid) else { return };
     let since = wake::now();
     while place.state() != State::Idle && place.oid.load(SeqCst) == oid.to_u32() {
         place.stop.store(true, SeqCst);

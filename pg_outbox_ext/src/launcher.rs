@@ -45,7 +45,7 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
     BackgroundWorker::connect_worker_to_spi(None, None);
     let shared = shmem::get();
     shared.launcher_latch.store(wake::own(), SeqCst);
-    forget_unborn(shared);
+    forget_unborn();
     let mut launcher =
         Launcher { shared, looked_into: HashSet::new(), asked: HashSet::new(), started: HashMap::new(), warned: false };
     while !BackgroundWorker::sigterm_received() {
@@ -63,8 +63,8 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
 }
 
 /// Workers that the launcher before this one meant to start, and did not.
-fn forget_unborn(shared: &Shared) {
-    for place in &shared.databases {
+fn forget_unborn() {
+    for place in shmem::databases() {
         if place.state() == State::Starting && place.worker_pid.load(SeqCst) == 0 {
             place.set_state(State::Idle);
         }
@@ -115,7 +115,7 @@ impl Launcher {
     }
 
     fn forget_gone(&mut self, databases: &[pg_sys::Oid]) {
-        for place in &self.shared.databases {
+        for place in shmem::databases() {
             let oid = place.oid.load(SeqCst);
             if oid != 0 && place.state() == State::Idle && !databases.iter().any(|d| d.to_u32() == oid) {
                 self.give_back(place, oid);
@@ -126,15 +126,13 @@ impl Launcher {
 
     fn see_to(&mut self, oid: pg_sys::Oid) -> Option<i64> {
         let key = oid.to_u32();
-        let place = match self.shared.find(oid) {
+        let place = match shmem::find(oid) {
             Some(place) => place,
-            None if self.looked_into.contains(&key) => return None,
-            None => match self.shared.allocate(oid) {
+            // The next of those that start to run or to end wakes this process.
+            None if self.looked_into.contains(&key) || self.starting() >= AT_ONCE => return None,
+            None => match shmem::allocate(oid) {
                 Some(place) => place,
-                None => {
-                    self.warn("more than 64 databases have or may have pg_outbox");
-                    return Some(60_000);
-                }
+                None => return self.no_worker_left(),
             },
         };
         if place.state() != State::Idle {
@@ -150,7 +148,6 @@ impl Launcher {
             place.absent.store(false, SeqCst);
         }
         if self.starting() >= AT_ONCE {
-            // The next of them to run or to end wakes this process.
             return None;
         }
         self.start(place, oid)
@@ -158,7 +155,7 @@ impl Launcher {
 
     fn starting(&self) -> usize {
         let is_starting = |d: &&Database| d.oid.load(SeqCst) != 0 && d.state() == State::Starting;
-        self.shared.databases.iter().filter(is_starting).count()
+        shmem::databases().iter().filter(is_starting).count()
     }
 
     fn give_back(&mut self, place: &Database, oid: u32) {
@@ -188,8 +185,7 @@ impl Launcher {
             true => None,
             false => {
                 place.set_state(State::Idle);
-                self.warn("no background worker could be started");
-                Some(5_000)
+                self.no_worker_left()
             }
         }
     }
@@ -213,15 +209,17 @@ impl Launcher {
         }
     }
 
-    fn warn(&mut self, message: &'static str) {
+    /// Returns when to try again, in milliseconds: nobody says when a background worker of another kind has ended.
+    fn no_worker_left(&mut self) -> Option<i64> {
         if !std::mem::replace(&mut self.warned, true) {
             ereport!(
                 WARNING,
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                message,
+                "no background worker could be started for a database with pg_outbox",
                 "Raise max_worker_processes: pg_outbox needs one for its launcher and one for each database."
             );
         }
+        Some(5_000)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The one structure in shared memory: atomics only, no locks, all of it rebuilt from the tables after a crash.
 //!
-//! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them.
+//! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them. There are as many as
+//! there can be workers.
 
 use crate::counters::{ByStatus, Counters};
 use crate::prepared::Prepared;
@@ -9,7 +10,6 @@ use crate::ring::Ring;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
-pub const DATABASES: usize = 64;
 pub const ATTACHMENTS: usize = 512;
 pub const PREPARED: usize = 1024;
 pub const REQUESTS: usize = 64;
@@ -141,24 +141,11 @@ pub struct Shared {
     pub parked: [AtomicU32; REQUESTS],
     /// Databases to look at again.
     pub requests: [AtomicU32; REQUESTS],
-    pub databases: [Database; DATABASES],
     pub attachments: [Attachment; ATTACHMENTS],
     pub prepared: [Prepared; PREPARED],
 }
 
 impl Shared {
-    pub fn find(&self, oid: pg_sys::Oid) -> Option<&Database> {
-        self.databases.iter().find(|d| d.oid.load(Acquire) == oid.to_u32())
-    }
-
-    /// For the launcher alone. None: all places are taken.
-    pub fn allocate(&self, oid: pg_sys::Oid) -> Option<&Database> {
-        let free = self.databases.iter().find(|d| d.oid.load(Acquire) == 0)?;
-        free.reset();
-        free.oid.store(oid.to_u32(), Release);
-        Some(free)
-    }
-
     /// Asks the launcher to look into this backend's database.
     pub fn ask_to_launch(&self) {
         // SAFETY: a plain read of a variable of this backend.
@@ -178,6 +165,38 @@ impl Shared {
 }
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+static DATABASES: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
+
+/// More would waste memory on a server whose workers do other things: 40 kB each.
+const MOST_DATABASES: usize = 1024;
+
+/// PostgreSQL sets max_worker_processes once, before it asks for shared memory.
+fn places() -> usize {
+    // SAFETY: a plain read of a setting that does not change while the server runs.
+    usize::try_from(unsafe { pg_sys::max_worker_processes }).unwrap_or(0).min(MOST_DATABASES)
+}
+
+/// The places of all databases, free ones among them.
+pub fn databases() -> &'static [Database] {
+    let first = DATABASES.load(Acquire);
+    if first.is_null() {
+        return &[];
+    }
+    // SAFETY: set once by `startup` to so many of them, in a segment that lives as long as the process.
+    unsafe { std::slice::from_raw_parts(first, places()) }
+}
+
+pub fn find(oid: pg_sys::Oid) -> Option<&'static Database> {
+    databases().iter().find(|d| d.oid.load(Acquire) == oid.to_u32())
+}
+
+/// For the launcher alone. None: all places are taken.
+pub fn allocate(oid: pg_sys::Oid) -> Option<&'static Database> {
+    let free = databases().iter().find(|d| d.oid.load(Acquire) == 0)?;
+    free.reset();
+    free.oid.store(oid.to_u32(), Release);
+    Some(free)
+}
 
 /// None: the library was not preloaded, or this is the postmaster before it made the segment.
 pub fn try_get() -> Option<&'static Shared> {
@@ -199,7 +218,7 @@ pub fn current() -> Option<&'static Database> {
     if let Some(last) = last.filter(|place| place.oid.load(Acquire) == oid.to_u32()) {
         return Some(last);
     }
-    let found = try_get()?.find(oid)?;
+    let found = find(oid)?;
     LAST.store(std::ptr::from_ref(found).cast_mut(), Relaxed);
     Some(found)
 }
@@ -220,7 +239,17 @@ pub fn install_hooks() {
             pg_sys::shmem_request_hook = Some(request);
         }
         #[cfg(feature = "pg14")]
+        request_space();
+    }
+}
+
+/// # Safety
+/// While libraries may ask for shared memory.
+unsafe fn request_space() {
+    // SAFETY: the caller's.
+    unsafe {
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+        pg_sys::RequestAddinShmemSpace(size_of::<Database>() * places());
     }
 }
 
@@ -232,14 +261,14 @@ unsafe extern "C-unwind" fn request() {
         if let Some(previous) = PREVIOUS_REQUEST {
             previous();
         }
-        pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+        request_space();
     }
 }
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn startup() {
     // SAFETY: called by PostgreSQL when shared memory is there; the lock is the one it wants held around ShmemInitStruct.
-    // All-zero bytes are a valid `Shared`.
+    // All-zero bytes are a valid `Shared`, and a valid `Database`.
     unsafe {
         if let Some(previous) = PREVIOUS_STARTUP {
             previous();
@@ -253,7 +282,13 @@ unsafe extern "C-unwind" fn startup() {
             (*shared).boot.store(crate::wake::now(), Relaxed);
             (*shared).next_attachment.store(crate::wake::now(), Relaxed);
         }
+        let size = size_of::<Database>() * places();
+        let databases = pg_sys::ShmemInitStruct(c"pg_outbox databases".as_ptr(), size, &mut found).cast::<Database>();
+        if !found {
+            std::ptr::write_bytes(databases, 0, places());
+        }
         pg_sys::LWLockRelease(lock);
+        DATABASES.store(databases, Release);
         SHARED.store(shared, Release);
     }
 }

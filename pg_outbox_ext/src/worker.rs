@@ -43,7 +43,7 @@ unsafe extern "C-unwind" {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
     let oid = pg_sys::Oid::from(argument.value() as u32);
-    let Some(database) = shmem::get().find(oid) else { return };
+    let Some(database) = shmem::find(oid) else { return };
     handle_signals();
     if !take_place(database) {
         return;
@@ -157,6 +157,8 @@ fn settings() {
         ("default_transaction_isolation", "read committed"),
         ("default_transaction_read_only", "off"),
         ("lock_timeout", "0"),
+        // It works beside the application, in one process.
+        ("max_parallel_workers_per_gather", "0"),
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         ("transaction_timeout", "0"),
     ];

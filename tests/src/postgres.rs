@@ -151,7 +151,8 @@ pub fn default_settings(durable: bool) -> Result<Vec<(String, String)>> {
         ("shared_preload_libraries", preload),
         ("max_prepared_transactions", "10"),
         ("max_connections", "300"),
-        ("max_worker_processes", "80"),
+        // One for each test's database on the server that they share.
+        ("max_worker_processes", "250"),
         ("wal_level", "replica"),
         ("log_min_messages", "info"),
         ("log_line_prefix", "%m [%p] %b %d "),
