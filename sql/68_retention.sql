@@ -12,8 +12,9 @@ $$;
 COMMENT ON FUNCTION outbox._retention() IS 'how long processed events are kept; null: for ever';
 
 -- One step: looks at 10,000 events in the order of id, removes at most 1,000 of them, and returns when to go on; null:
--- nothing processed is left. The worker remembers where it was, so that dead letters are not passed again and again; after
--- a round that removed nothing it begins at the front. An event that becomes processed sets the timer itself.
+-- nothing processed is left, and an event that becomes processed sets the timer itself. The worker's session remembers
+--   at, kept      nothing is to be removed before that moment, as long as the retention is the same
+--   from, since   10,000 dead letters in a row, or events that wait, are passed once an hour, and not at each step
 CREATE FUNCTION outbox._retain() RETURNS timestamptz
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
@@ -22,29 +23,48 @@ AS $$
 DECLARE
     v_window CONSTANT int := 10000;
     v_batch CONSTANT int := 1000;
-    v_soon CONSTANT timestamptz := clock_timestamp() + interval '50 milliseconds';
-    v_from bigint := coalesce(nullif(current_setting('outbox.retention_position', true), ''), '0');
+    v_now CONSTANT timestamptz := clock_timestamp();
+    v_kept CONSTANT interval := outbox._retention();
+    v_processed CONSTANT bigint := (SELECT c.processed FROM outbox._counters() c);
+    v_state jsonb := coalesce(nullif(current_setting('outbox.retention_state', true), ''), '{}');
+    v_from bigint := 0;
+    v_since timestamptz := v_now;
     v_seen record;
+    v_removed bigint;
+    v_next timestamptz;
 BEGIN
-    IF outbox._retention() IS NULL THEN
+    IF v_kept IS NULL OR v_processed = 0 THEN
         RETURN NULL;
+    ELSIF (v_state ->> 'kept')::interval = v_kept AND (v_state ->> 'at')::timestamptz > v_now THEN
+        RETURN (v_state ->> 'at')::timestamptz;
+    ELSIF (v_state ->> 'since')::timestamptz > v_now - interval '1 hour' THEN
+        v_from := (v_state ->> 'from')::bigint;
+        v_since := (v_state ->> 'since')::timestamptz;
     END IF;
-    SELECT count(*) AS n, max(w.id) AS last, array_agg(w.id ORDER BY w.id) FILTER (WHERE w.old) AS old,
-           min(w.id) FILTER (WHERE w.status = 'processed' AND NOT w.old) AS first_young,
-           min(w.processed_at) FILTER (WHERE w.status = 'processed' AND NOT w.old) AS oldest
+    SELECT count(*) AS n, max(w.id) AS last, array_agg(w.id ORDER BY w.id) FILTER (WHERE w.processed_at <= v_now - v_kept) AS old,
+           min(w.processed_at) FILTER (WHERE w.processed_at > v_now - v_kept) AS young
       INTO v_seen
-      FROM (SELECT e.id, e.status, e.processed_at,
-                   e.status = 'processed' AND e.processed_at <= clock_timestamp() - outbox._retention() AS old
+      FROM (SELECT e.id, CASE WHEN e.status = 'processed' THEN coalesce(e.processed_at, e.created_at) END AS processed_at
               FROM @extschema@.outbox_events e WHERE e.id >= v_from ORDER BY e.id LIMIT v_window) w;
     DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_seen.old[:v_batch]) AND e.status = 'processed';
-    IF cardinality(v_seen.old) > v_batch THEN
-        RETURN v_soon;
-    ELSIF v_seen.n = v_window AND v_seen.oldest IS NULL THEN
-        PERFORM set_config('outbox.retention_position', (v_seen.last + 1)::text, false);
-        RETURN v_soon;
+    GET DIAGNOSTICS v_removed = ROW_COUNT;
+    IF v_removed = v_processed THEN
+        RETURN NULL;
+    ELSIF cardinality(v_seen.old) > v_batch OR v_seen.n = v_window AND v_seen.young IS NULL THEN
+        v_next := v_now + interval '50 milliseconds';
+        IF v_seen.old IS NULL THEN
+            v_from := v_seen.last + 1;
+        END IF;
+    ELSIF v_seen.young IS NOT NULL THEN
+        v_next := greatest(v_seen.young + v_kept, v_now + interval '1 second');
+    ELSE
+        -- The end of the table: what is left was processed in front of this round.
+        v_next := v_now + greatest(v_kept, interval '1 second');
+        v_from := 0;
     END IF;
-    PERFORM set_config('outbox.retention_position', CASE WHEN v_seen.old IS NOT NULL THEN v_seen.first_young::text END, false);
-    RETURN greatest(v_seen.oldest + outbox._retention(), clock_timestamp() + interval '1 second');
+    PERFORM set_config('outbox.retention_state', jsonb_build_object(
+        'at', v_next, 'kept', v_kept, 'from', v_from, 'since', v_since)::text, false);
+    RETURN v_next;
 END
 $$;
 COMMENT ON FUNCTION outbox._retain() IS 'removes a batch of processed events that are older than the retention';

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -13,9 +12,6 @@ use outbox_tests::relay::{self, Relay};
 use outbox_tests::session::Session;
 use outbox_tests::wait::{self, LONG};
 use uuid::Uuid;
-
-/// Sessions report what they did up to 10 s late.
-const SILENCE: Duration = Duration::from_secs(15);
 
 const ALL_PROCESSED: &str = "SELECT bool_and(status = 'processed') FROM outbox_events";
 
@@ -188,20 +184,7 @@ async fn idle_means_no_query_and_no_transaction() -> Result<()> {
     queue.next(LONG).await?;
     session.until(ALL_PROCESSED, LONG).await?;
     drop(session);
-    // From another database, so that these queries are not counted themselves.
-    let watcher = cluster.connect("postgres").await?;
-    let count = format!("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{database}'");
-    let (mut before, mut since) = (watcher.one::<i64>(&count).await?, Instant::now());
-    let started = Instant::now();
-    while since.elapsed() < SILENCE {
-        ensure!(started.elapsed() < 2 * LONG, "transactions go on: {before} by now");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = watcher.one(&count).await?;
-        if now != before {
-            (before, since) = (now, Instant::now());
-        }
-    }
-    Ok(())
+    cluster.falls_silent(&database).await
 }
 
 /// What `check` or `run` prints, and its exit code, when the configuration is wrong.

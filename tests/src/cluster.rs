@@ -3,9 +3,9 @@
 use std::fs;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::OnceCell;
@@ -14,6 +14,9 @@ use crate::postgres::{DataDir, default_settings};
 use crate::process::{Process, run};
 use crate::session::Session;
 use crate::{scratch, wait};
+
+/// Sessions report what they did up to 10 s late.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// How `pg_ctl stop -m` names them; `Crash` is SIGKILL of the postmaster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +71,24 @@ impl Cluster {
         let name = format!("db_{}", scratch::random_hex(4)?);
         self.connect("postgres").await?.batch_execute(&format!("CREATE DATABASE {name}")).await?;
         Ok(name)
+    }
+
+    /// Waits until no transaction has been counted in a database for a while. No session of the caller may be open there.
+    pub async fn falls_silent(&self, database: &str) -> Result<()> {
+        // From another database, so that these queries are not counted themselves.
+        let watcher = self.connect("postgres").await?;
+        let count = format!("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{database}'");
+        let (mut before, mut since) = (watcher.one::<i64>(&count).await?, Instant::now());
+        let started = Instant::now();
+        while since.elapsed() < SILENCE {
+            ensure!(started.elapsed() < 2 * wait::LONG, "transactions go on: {before} by now");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = watcher.one(&count).await?;
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// Connects as superuser.
