@@ -57,10 +57,12 @@ BEGIN
                w.key IS NULL OR (NOT w.behind AND row_number() OVER line = 1) AS first
           FROM wanted w WINDOW line AS (PARTITION BY w.name, w.key ORDER BY w.id)
     ), plan AS MATERIALIZED (
-        SELECT r.id, r.key, count(l.name) AS wanted, count(*) FILTER (WHERE l.parked) AS parked,
-               array_agg(l.name) FILTER (WHERE NOT l.parked) AS held
-          FROM ready r LEFT JOIN lined l ON l.id = r.id
-         GROUP BY r.id, r.key
+        -- One sort, where a join of the two would compare each row with each.
+        SELECT u.id, count(u.name) AS wanted, count(*) FILTER (WHERE u.parked) AS parked,
+               array_agg(u.name) FILTER (WHERE NOT u.parked) AS held
+          FROM (SELECT r.id, NULL AS name, NULL AS parked FROM ready r
+                UNION ALL SELECT l.id, l.name, l.parked FROM lined l) u
+         GROUP BY u.id
     ), moved AS (
         UPDATE @extschema@.outbox_events e
            SET status = CASE WHEN p.wanted = 0 THEN 'processed' WHEN p.held IS NULL THEN 'pending' ELSE 'processing' END,
