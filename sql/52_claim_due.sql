@@ -36,7 +36,7 @@ COMMENT ON FUNCTION outbox._route_due(int) IS 'turns events that waited unrouted
 
 -- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
 -- One that is due while an earlier one of its line is outstanding goes back into the line. busy: lines that wait for an
--- event claimed whole. more: such deliveries took the room of others, for which another claim is needed.
+-- event claimed whole. more: such deliveries took the room of others, or the place of a probe, and another claim is needed.
 CREATE FUNCTION outbox._claim_due(
     v_token bigint, served text[], mark bigint, head bigint, max_events int,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
@@ -93,7 +93,8 @@ BEGIN
           FROM (SELECT DISTINCT c.id FROM chosen c) c WHERE e.id = c.id AND e.status = 'pending'
     )
     SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
-           count(*) < max_events AND (SELECT count(*) FROM due) >= max_events
+           count(*) < max_events AND ((SELECT count(*) FROM due) >= max_events
+                                      OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind))
       INTO ids, destinations, busy, more
       FROM chosen c;
 END

@@ -222,6 +222,32 @@ async fn session_prepares(cluster: &Cluster, database: &str) -> Result<()> {
     Ok(())
 }
 
+/// Two of one aggregate are due, the later one first: it must not be in the way of the one that probes.
+#[tokio::test]
+async fn a_circuit_is_probed_whatever_is_due_first() -> Result<()> {
+    let (cluster, database, mut session) = fixture().await?;
+    session.execute("SELECT outbox.add_webhook('w', 'http://127.0.0.1:9/')", &[]).await?;
+    let ids = insert(&session, &["a", "a"]).await?;
+    let (claimed, token) = claim(&session, "10").await?;
+    assert_eq!(claimed, ids);
+    let admin = cluster.connect(&database).await?;
+    for (id, outcome) in [(ids[1], "released"), (ids[0], "unavailable")] {
+        let exceptions =
+            format!(r#"[{{"token":{token},"id":{id},"destination":"w","outcome":"{outcome}","error":"refused"}}]"#);
+        let settle = format!("SELECT settled FROM outbox.settle('{{}}', '{{}}', '{exceptions}')");
+        assert_eq!(admin.one::<i64>(&settle).await?, 1);
+    }
+    session.batch_execute("LISTEN outbox_events").await?;
+    admin.until("SELECT bool_and(circuit_open_until < clock_timestamp()) FROM outbox.destination", LONG).await?;
+    let mut probe = claim(&session, "10").await?.0;
+    while probe.is_empty() {
+        session.notification(LONG).await?;
+        probe = claim(&session, "10").await?.0;
+    }
+    assert_eq!(probe, ids[..1]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn arguments_that_make_no_claim_are_errors_with_a_hint() -> Result<()> {
     let (_, _, session) = fixture().await?;
