@@ -23,9 +23,16 @@ use crate::store::{Claimed, Store};
 use crate::trace;
 use crate::window::Plan;
 
+/// What a claim brought, and what was asked for.
+struct Batch {
+    asked: usize,
+    names: Vec<String>,
+    events: Vec<Claimed>,
+}
+
 /// What a session's queries bring back.
 enum Answer {
-    Claimed { asked: usize, names: Vec<String>, events: Vec<Claimed> },
+    Claimed(Batch),
     Settled(Settlement, Vec<f64>),
     Destinations(Vec<Spec>),
     Renewed,
@@ -47,6 +54,8 @@ pub struct Dispatcher {
     settling: bool,
     reloading: bool,
     stale_destinations: bool,
+    /// A claim's answer that waits for the destinations to be read.
+    kept: Option<Batch>,
     turn: bool,
     /// Bytes of an event, on a moving average.
     average: usize,
@@ -75,6 +84,7 @@ impl Dispatcher {
             settling: false,
             reloading: false,
             stale_destinations: true,
+            kept: None,
             turn: false,
             average: 1024,
             look_again: None,
@@ -96,8 +106,9 @@ impl Dispatcher {
                 _ = self.done.recv_many(&mut ended, 512) => {
                     ended.drain(..).for_each(|done| self.delivery_ended(done));
                 }
-                Some(answer) = self.queries.next(), if !self.queries.is_empty() => self.answered(answer?),
+                // Before the answers: what came with a claim's answer is older than the answer.
                 Some(notification) = notified.recv() => self.notified(&notification),
+                Some(answer) = self.queries.next(), if !self.queries.is_empty() => self.answered(answer?),
                 () = shutdown.requested(), if !self.stopping => self.stop(),
                 () = sleep_until(timer), if timer.is_some() => {}
             }
@@ -112,7 +123,7 @@ impl Dispatcher {
         if self.stale_destinations && !self.reloading && !self.stopping {
             self.reload();
         }
-        if !self.claiming && !self.stopping {
+        if !self.claiming && !self.reading() && !self.stopping {
             let missed = self.lanes.any_missed(self.tuning.claim_batch, self.average);
             if self.more || missed {
                 self.claim(now, self.turn || missed);
@@ -146,7 +157,7 @@ impl Dispatcher {
                 self.metrics.claims.inc();
                 self.query(async move {
                     let events = store.claim(asked, &names, lease, bytes).await?;
-                    Ok(Answer::Claimed { asked, names, events })
+                    Ok(Answer::Claimed(Batch { asked, names, events }))
                 });
             }
         }
@@ -201,7 +212,8 @@ impl Dispatcher {
 
     fn answered(&mut self, answer: Answer) {
         match answer {
-            Answer::Claimed { asked, names, events } => self.claimed(asked, &names, events),
+            Answer::Claimed(batch) if self.reading() => self.kept = Some(batch),
+            Answer::Claimed(batch) => self.claimed(batch),
             Answer::Settled(settlement, latencies) => {
                 self.settling = false;
                 // What was given back can be claimed now, by this relay too.
@@ -213,12 +225,20 @@ impl Dispatcher {
                 self.reloading = false;
                 self.more = true;
                 self.lanes.update(specs);
+                if let Some(batch) = self.kept.take() {
+                    self.claimed(batch);
+                }
             }
             Answer::Renewed | Answer::GivenBack => {}
         }
     }
 
-    fn claimed(&mut self, asked: usize, names: &[String], events: Vec<Claimed>) {
+    /// An event is never handed to a destination as it was before a change that was committed before the event.
+    fn reading(&self) -> bool {
+        self.reloading || (self.stale_destinations && !self.stopping)
+    }
+
+    fn claimed(&mut self, Batch { asked, names, events }: Batch) {
         self.claiming = false;
         self.metrics.claimed.inc_by(events.len() as u64);
         // Deliveries that are due again may come several to an event, and half of the room may have been kept for them.
@@ -226,7 +246,7 @@ impl Dispatcher {
         if deliveries * 2 >= asked {
             self.more = true;
         } else {
-            self.lanes.caught_up(names);
+            self.lanes.caught_up(&names);
         }
         if let Some(average) = events.iter().map(|e| e.size).sum::<usize>().checked_div(events.len()) {
             self.average = if average > self.average { average } else { (self.average * 3 + average) / 4 };
