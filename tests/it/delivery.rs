@@ -319,6 +319,33 @@ async fn retention_removes_what_was_processed_and_nothing_else() -> Result<()> {
 }
 
 #[tokio::test]
+async fn retention_goes_past_what_stays_and_then_rests() -> Result<()> {
+    let cluster = Cluster::with(&[("outbox.retention", "1s")]).await?;
+    let database = cluster.database().await?;
+    let session = cluster.connect(&database).await?;
+    // More than one step looks at, in front and behind.
+    session
+        .batch_execute(
+            "INSERT INTO outbox_events (event_type, event_data, available_at)
+             SELECT 'stays', '{}', now() + interval '1 day' FROM generate_series(1, 12000);
+             INSERT INTO outbox_events (event_type, event_data) SELECT 'goes', '{}' FROM generate_series(1, 30);
+             INSERT INTO outbox_events (event_type, event_data, available_at)
+             SELECT 'stays', '{}', now() + interval '1 day' FROM generate_series(1, 12000);",
+        )
+        .await?;
+    let mut settled = 0;
+    while settled < 30 {
+        let token: Option<i64> = session.one("SELECT max(claim_token) FROM outbox.claim(1000)").await?;
+        if let Some(token) = token {
+            settled += session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?;
+        }
+    }
+    session.until("SELECT count(*) = 24000 AND bool_and(event_type = 'stays') FROM outbox_events", LONG).await?;
+    drop(session);
+    cluster.falls_silent(&database).await
+}
+
+#[tokio::test]
 async fn retries_wait_longer_each_time_and_no_longer_than_the_cap() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let session = cluster.connect(&cluster.database().await?).await?;
