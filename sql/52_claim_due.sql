@@ -35,8 +35,8 @@ $$;
 COMMENT ON FUNCTION outbox._route_due(int) IS 'turns events that waited unrouted into deliveries; part of outbox.claim';
 
 -- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
--- One that is due while an earlier one of its line is outstanding goes back into the line. busy: lines that wait for an
--- event claimed whole. more: such deliveries took the room of others, or the place of a probe, and another claim is needed.
+-- One that is due while an earlier one of its line is outstanding goes back into the line. Fresh events that appeared late,
+-- among or before those of a line, join it. busy: lines that wait for an event claimed whole. more: another claim is needed.
 CREATE FUNCTION outbox._claim_due(
     v_token bigint, served text[], mark bigint, head bigint, max_events int,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
@@ -48,9 +48,11 @@ AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
-    WITH due AS MATERIALIZED (
+    WITH lane AS MATERIALIZED (
+        SELECT * FROM outbox._lanes(served)
+    ), due AS MATERIALIZED (
         SELECT l.name, l.blocks, l.probe, x.id, x.aggregate_key AS key
-          FROM outbox._lanes(served) l
+          FROM lane l
          CROSS JOIN LATERAL (
                SELECT d.id, d.aggregate_key FROM outbox.delivery d
                 WHERE d.destination = l.name AND d.status = 'pending' AND d.next_attempt_at <= v_now
@@ -58,13 +60,36 @@ BEGIN
          WHERE l.serve OR l.probe
     ), whole AS MATERIALIZED (
         SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(mark, head) f WHERE EXISTS (SELECT FROM due)
+    ), last AS MATERIALIZED (
+        SELECT k.name, k.key, (SELECT max(y.id) FROM outbox.delivery y
+                                WHERE y.destination = k.name AND y.aggregate_key = k.key) AS id
+          FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
+    ), late AS MATERIALIZED (
+        -- One sort, where a join would compare each fresh event with each line.
+        SELECT u.id, u.name, u.key, u.event_type
+          FROM (SELECT f.id, l.name, f.key, f.event_type, max(f.last) OVER (PARTITION BY l.name, f.key) AS last
+                  FROM (SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
+                               NULL::text AS name, NULL::bigint AS last
+                          FROM @extschema@.outbox_events e
+                         WHERE e.id >= mark AND e.id < (SELECT max(t.id) FROM last t) AND e.status = 'pending' AND NOT e.expanded
+                           AND e.aggregate_id IS NOT NULL AND (e.available_at IS NULL OR e.available_at <= v_now)
+                        UNION ALL SELECT NULL, NULL, t.key, t.name, t.id FROM last t) f
+                  JOIN lane l ON l.name = f.name OR f.event_type LIKE ANY (l.like_patterns)) u
+         WHERE u.id < u.last
+    ), listed AS (
+        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        SELECT DISTINCT e.id, l.name, e.key, 'pending', v_now
+          FROM late e JOIN lane l ON e.event_type LIKE ANY (l.like_patterns)
+    ), lined_up AS (
+        UPDATE @extschema@.outbox_events e SET expanded = true FROM (SELECT DISTINCT t.id FROM late t) t WHERE e.id = t.id
     ), judged AS MATERIALIZED (
         SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
-               d.key IS NOT NULL AND EXISTS (
+               d.key IS NOT NULL AND (EXISTS (
                    SELECT FROM outbox.delivery y
                     WHERE y.destination = d.name AND y.aggregate_key = d.key AND y.id <> d.id
                       AND (y.status = 'processing'
-                           OR (y.id < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks))))) AS behind
+                           OR (y.id < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks)))))
+                   OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)) AS behind
           FROM due d
     ), line AS (
         SELECT j.name, j.id FROM judged j WHERE NOT j.busy AND NOT j.behind
@@ -78,6 +103,7 @@ BEGIN
                           AND (y.status <> 'failed' OR j.blocks)
                         ORDER BY y.id LIMIT 50) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
+           AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
     ), chosen AS MATERIALIZED (
         SELECT l.name, l.id FROM line l ORDER BY l.id, l.name LIMIT max_events
     ), taken AS (
@@ -93,8 +119,10 @@ BEGIN
           FROM (SELECT DISTINCT c.id FROM chosen c) c WHERE e.id = c.id AND e.status = 'pending'
     )
     SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
-           count(*) < max_events AND ((SELECT count(*) FROM due) >= max_events
-                                      OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind))
+           -- What was put back, or in the place of a probe, or has just joined a line took the room of others.
+           (count(*) < max_events AND ((SELECT count(*) FROM due) >= max_events
+                                       OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind)))
+           OR EXISTS (SELECT FROM late)
       INTO ids, destinations, busy, more
       FROM chosen c;
 END

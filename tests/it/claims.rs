@@ -222,6 +222,39 @@ async fn session_prepares(cluster: &Cluster, database: &str) -> Result<()> {
     Ok(())
 }
 
+/// Some events become visible late, while later ones of their aggregate wait for a retry; a claim has no room for all.
+#[tokio::test]
+async fn who_comes_late_goes_before_those_that_wait() -> Result<()> {
+    let (cluster, database, mut session) = fixture().await?;
+    session.batch_execute("LISTEN outbox_events").await?;
+    let late = cluster.connect(&database).await?;
+    let first = insert(&session, &["a"]).await?[0];
+    late.batch_execute("BEGIN").await?;
+    let between = insert(&late, &["x", "y", "a", "b"]).await?;
+    let after = insert(&session, &["a", "b"]).await?;
+    let (claimed, token) = claim(&session, "10").await?;
+    assert_eq!(claimed, [first, after[0], after[1]]);
+    for id in [first, after[1]] {
+        assert!(session.one::<bool>(&format!("SELECT outbox.fail({token}, {id}, 'no luck', '0')")).await?);
+    }
+    late.batch_execute("COMMIT").await?;
+    let (mut order, mut room) = (Vec::new(), 4);
+    while order.len() < 7 {
+        let (ids, token) = claim(&session, &room.to_string()).await?;
+        if ids.is_empty() {
+            session.notification(LONG).await?;
+        } else {
+            session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
+        }
+        order.extend(ids);
+        room = 2;
+    }
+    let of = |ids: &[i64]| order.iter().copied().filter(|id| ids.contains(id)).collect::<Vec<_>>();
+    let (a, b) = ([first, between[2], after[0]], [between[3], after[1]]);
+    assert_eq!((of(&a), of(&b)), (a.to_vec(), b.to_vec()), "{order:?}");
+    Ok(())
+}
+
 /// Two of one aggregate are due, the later one first: it must not be in the way of the one that probes.
 #[tokio::test]
 async fn a_circuit_is_probed_whatever_is_due_first() -> Result<()> {

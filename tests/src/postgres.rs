@@ -22,6 +22,8 @@ pub struct Installation {
     pub bindir: PathBuf,
     pub pkglibdir: PathBuf,
     pub major: u32,
+    /// It was built with TLS.
+    pub tls: bool,
 }
 
 impl Installation {
@@ -49,6 +51,7 @@ impl Installation {
             bindir: ask("--bindir")?.into(),
             pkglibdir: ask("--pkglibdir")?.into(),
             major: major.parse().with_context(|| format!("not a version: {version}"))?,
+            tls: ask("--configure")?.contains("ssl"),
         })
     }
 
