@@ -18,6 +18,7 @@ use crate::{guc, session, wake};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::OwnedPreparedStatement;
 use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -56,7 +57,7 @@ pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
         database.absent.store(true, SeqCst);
         return;
     }
-    Worker { database, last_notified: 0, unreported: false }.run();
+    Worker { database, last_notified: 0, unreported: false, describe: None }.run();
 }
 
 /// SIGTERM was sent.
@@ -175,6 +176,8 @@ struct Worker {
     last_notified: i64,
     /// Statistics that wait for a quiet moment.
     unreported: bool,
+    /// The statement that describes events, prepared when the first are announced.
+    describe: Option<OwnedPreparedStatement>,
 }
 
 impl Worker {
@@ -284,9 +287,13 @@ impl Worker {
 
     fn notify_of(&mut self, mut payloads: Vec<Vec<u8>>, ids: Vec<i64>) {
         let mode = guc::NOTIFY_PAYLOAD.get();
+        let statement = &mut self.describe;
         let count = transaction(c"notifying", || {
             if !ids.is_empty() {
-                payloads.extend(pack::pack(&describe(ids, mode.name())));
+                match describe(statement, ids, mode.name()) {
+                    Ok(events) => payloads.extend(pack::pack(&events)),
+                    Err(e) => error!("describing events: {e}"),
+                }
             }
             send(&payloads)
         });
@@ -341,21 +348,27 @@ fn reload_configuration(database: &Database) {
     }
 }
 
-fn describe(ids: Vec<i64>, mode: &str) -> Vec<Described> {
-    let rows = Spi::connect(|client| {
-        let table =
-            client.select("SELECT body, cut, short FROM outbox._describe($1, $2)", None, &[ids.into(), mode.into()])?;
+fn describe(kept: &mut Option<OwnedPreparedStatement>, ids: Vec<i64>, mode: &str) -> spi::Result<Vec<Described>> {
+    Spi::connect(|client| {
+        let statement = match kept {
+            Some(statement) => statement,
+            None => {
+                let text = "SELECT body, cut, short FROM outbox._describe($1, $2)";
+                let types = [PgBuiltInOids::INT8ARRAYOID.into(), PgBuiltInOids::TEXTOID.into()];
+                kept.insert(client.prepare(text, &types)?.keep())
+            }
+        };
+        let table = client.select(&*statement, None, &[ids.into(), mode.into()])?;
         table
             .map(|row| {
-                Ok::<_, spi::Error>(Described {
+                Ok(Described {
                     body: row.get::<Vec<u8>>(1)?.unwrap_or_default(),
                     cut: row.get::<Vec<u8>>(2)?,
                     short: row.get::<Vec<u8>>(3)?.unwrap_or_default(),
                 })
             })
-            .collect::<Result<Vec<_>, _>>()
-    });
-    rows.unwrap_or_else(|e| error!("describing events: {e}"))
+            .collect()
+    })
 }
 
 fn send(payloads: &[Vec<u8>]) -> usize {
