@@ -2,12 +2,16 @@
 //! one's end. No lane waits for another.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::backoff::Backoff;
 use crate::destination::{Destination, Event, Outcome};
 use crate::ledger::{Ended, Key};
 use crate::metrics::LaneMetrics;
@@ -31,7 +35,8 @@ pub struct Done {
     pub ended: Ended,
 }
 
-/// A destination, or why there is none: then it counts as down, which the operator sees in `outbox.destinations`.
+/// A destination, or why there can be none as it is configured: its first event disables it, which the operator sees in
+/// `outbox.destinations`.
 pub type Target = Arc<Result<Destination, String>>;
 
 /// How a lane is to behave; changes while it runs.
@@ -79,6 +84,7 @@ struct Lane {
 impl Lane {
     async fn run(mut self, mut inbox: UnboundedReceiver<Order>) {
         let mut under_way = FuturesUnordered::new();
+        let mut preparing = self.prepare();
         loop {
             while under_way.len() < self.settings.concurrency
                 && let Some((line, item)) = self.queue.pop()
@@ -94,12 +100,34 @@ impl Lane {
                     self.ended(epoch, line, item, outcome);
                 }
                 order = inbox.recv() => match order {
+                    Some(Order::Change(settings)) => {
+                        self.settings = settings;
+                        preparing = self.prepare();
+                    }
                     Some(order) => self.obey(order),
                     None => break,
-                }
+                },
+                () = &mut preparing => preparing = std::future::pending().boxed(),
             }
         }
         self.metrics.in_flight.sub(i64::try_from(under_way.len()).unwrap_or(0));
+    }
+
+    /// Ends when the destination is ready for its first event; what does not come up is tried again.
+    fn prepare(&self) -> BoxFuture<'static, ()> {
+        let (target, name) = (self.settings.target.clone(), self.name.clone());
+        async move {
+            let Ok(destination) = &*target else { return };
+            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+            while let Err(error) = destination.prepare().await {
+                tracing::debug!(destination = &*name, error, "not ready");
+                match &mut backoff {
+                    Some(backoff) => tokio::time::sleep(backoff.next()).await,
+                    None => return,
+                }
+            }
+        }
+        .boxed()
     }
 
     fn obey(&mut self, order: Order) {
@@ -158,8 +186,11 @@ impl Lane {
 async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: Item) -> (u64, Line, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let outcome = match &*target {
-        Ok(destination) => destination.deliver(&item.event).await,
-        Err(error) => Outcome::Unavailable { error: error.clone(), retry_in: None },
+        // A fault of the relay's own costs this event an attempt, and the lane goes on.
+        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event)).catch_unwind().await.unwrap_or_else(|_| {
+            Outcome::Failed { error: "the relay failed, see its log".into(), retry_in: None }
+        }),
+        Err(error) => Outcome::Gone { error: error.clone() },
     };
     (epoch, line, item, outcome)
 }

@@ -124,9 +124,12 @@ impl Lanes {
 
     /// Hands over what was given since the last time.
     pub fn flush(&mut self) {
-        for lane in self.lanes.iter_mut().filter(|lane| !lane.batch.is_empty()) {
+        for lane in &mut self.lanes {
+            lane.window.end_batch();
             let batch = std::mem::take(&mut lane.batch);
-            lane.send(Order::Deliver(batch));
+            if !batch.is_empty() {
+                lane.send(Order::Deliver(batch));
+            }
         }
     }
 

@@ -92,8 +92,11 @@ fn start(command: &Command) -> Result<bool> {
 }
 
 fn start_logging(config: &Config) -> Result<()> {
-    // lapin would log each returned message with its body.
-    let directives = format!("lapin::returned_messages=off,{}", config.log_level);
+    // At their lowest levels libraries log what goes over the wire: logins, keys, payloads. lapin logs the body of each
+    // returned message at any level.
+    const QUIET: &str = "lapin=info,lapin::returned_messages=off,tokio_postgres=info,hyper=info,hyper_util=info,\
+                         reqwest=info,rustls=info";
+    let directives = format!("{},{QUIET}", config.log_level);
     let filter = EnvFilter::try_new(directives)
         .map_err(|_| Error::Configuration("log_level is neither a level nor a list of directives".into()))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

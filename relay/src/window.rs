@@ -20,21 +20,39 @@ pub struct Window {
     lagging: bool,
     /// A claim has been made without it.
     left_out: bool,
+    /// Something of the present batch was refused: what follows it could be of its aggregate.
+    refused: bool,
 }
 
 impl Window {
     pub fn new(limit: usize, byte_limit: usize) -> Self {
-        Window { limit: limit.max(1), byte_limit, held: 0, bytes: 0, full_since: None, lagging: false, left_out: false }
+        Window {
+            limit: limit.max(1),
+            byte_limit,
+            held: 0,
+            bytes: 0,
+            full_since: None,
+            lagging: false,
+            left_out: false,
+            refused: false,
+        }
     }
 
-    /// Takes a delivery in, unless there is no room. An idle destination takes any size.
+    /// Takes a delivery in, unless there is no room. An idle destination takes any size. After one that is refused the
+    /// rest of the batch is refused too: none may pass an earlier one of its aggregate.
     pub fn admit(&mut self, size: usize) -> bool {
-        if self.held > 0 && (self.held >= self.limit || self.bytes + size > self.byte_limit) {
+        self.refused |= self.held > 0 && (self.held >= self.limit || self.bytes + size > self.byte_limit);
+        if self.refused {
             return false;
         }
         self.held += 1;
         self.bytes += size;
         true
+    }
+
+    /// A batch is complete.
+    pub fn end_batch(&mut self) {
+        self.refused = false;
     }
 
     pub fn leave(&mut self, size: usize) {
@@ -85,9 +103,7 @@ pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, turn: boo
     }
     let mut wait: Option<Instant> = None;
     for (window, open) in windows.iter_mut().zip(&open) {
-        if *open {
-            window.full_since = None;
-        } else if !window.lagging {
+        if !open && !window.lagging {
             let end = *window.full_since.get_or_insert(now) + PATIENCE;
             window.lagging = end <= now;
             if !window.lagging {
@@ -163,7 +179,31 @@ mod tests {
         assert!(window.admit(100 * MIB));
         assert!(!window.admit(1));
         window.leave(100 * MIB);
+        window.end_batch();
         assert!(window.admit(1) && window.held == 1 && window.bytes == 1);
+    }
+
+    #[test]
+    fn nothing_passes_what_was_refused_before_it_in_its_batch() {
+        let mut window = Window { held: 3, bytes: MIB / 2, ..Window::new(2000, MIB) };
+        assert!(!window.admit(MIB) && !window.admit(1));
+        window.end_batch();
+        assert!(window.admit(1));
+    }
+
+    #[test]
+    fn a_destination_that_never_catches_up_lags_however_often_it_has_room() {
+        let now = Instant::now();
+        let mut windows = [Window::new(2000, MIB), full(64)];
+        for step in 0..4 {
+            windows[1].held = 64;
+            decide(&mut windows, true, now + PATIENCE * step / 4);
+            windows[1].held = 20;
+            decide(&mut windows, true, now + PATIENCE * step / 4);
+        }
+        windows[1].held = 64;
+        let without = Plan::Claim { count: 500, include: vec![0] };
+        assert_eq!(decide(&mut windows, true, now + PATIENCE), without);
     }
 
     #[test]

@@ -62,9 +62,12 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Public by its number, but reachable only inside Azure, where it answers for the host: metadata and more.
+const AZURE_HOST: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
-    !matches!(
+    address != AZURE_HOST && !matches!(
         (a, b, c),
         (0 | 10 | 127, _, _)
             | (100, 64..=127, _)

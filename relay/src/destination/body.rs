@@ -1,8 +1,15 @@
 //! Bodies of webhooks: the project's own, after Standard Webhooks, or CloudEvents 1.0 in structured mode.
 
+use std::time::UNIX_EPOCH;
+
+use chrono::{DateTime, SecondsFormat};
 use serde_json::value::RawValue;
 
 use super::{ConfigError, Event};
+
+/// 0000-01-01 and the end of 9999-12-31, the range of RFC 3339, in microseconds since 1970.
+const YEAR_0: i64 = -62_167_219_200_000_000;
+const YEAR_9999: i64 = 253_402_300_799_999_999;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -58,10 +65,14 @@ impl Format {
     }
 }
 
-/// RFC 3339, in UTC.
+/// RFC 3339, in UTC. A moment that it can't write is the nearest that it can.
 fn timestamp(event: &Event) -> String {
-    let at: chrono::DateTime<chrono::Utc> = event.created_at.into();
-    at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+    let micros = match event.created_at.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros),
+    };
+    let at = DateTime::from_timestamp_micros(micros.clamp(YEAR_0, YEAR_9999)).unwrap_or_default();
+    at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 /// A relative URI reference, as CloudEvents allows.
@@ -119,6 +130,17 @@ mod tests {
         event.event_data = r#"{"amount": 123456789012345678901234567890.10}"#.into();
         let body = String::from_utf8(Format::Standard.body(&event).expect("a body")).expect("text");
         assert!(body.contains("123456789012345678901234567890.10"), "{body}");
+    }
+
+    #[test]
+    fn moments_that_no_timestamp_can_name_are_the_nearest_that_one_can() {
+        let mut event = sample_event();
+        event.created_at = UNIX_EPOCH + std::time::Duration::from_secs(9_000_000_000_000);
+        assert_eq!(timestamp(&event), "9999-12-31T23:59:59.999999Z");
+        event.created_at = UNIX_EPOCH - std::time::Duration::from_secs(200_000_000_000);
+        assert_eq!(timestamp(&event), "0000-01-01T00:00:00.000000Z");
+        event.created_at = UNIX_EPOCH + std::time::Duration::from_micros(1_764_019_107_000_042);
+        assert_eq!(timestamp(&event), "2025-11-24T21:18:27.000042Z");
     }
 
     #[test]

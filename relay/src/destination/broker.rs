@@ -21,7 +21,7 @@ use crate::config::Amqp;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After a failure nobody tries again for this long: many deliveries fail together.
-const PAUSE: Duration = Duration::from_millis(100);
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// Seconds; unless the URL says `?heartbeat=`. After two missed ones the connection counts as lost.
 const HEARTBEAT: u16 = 10;
@@ -42,7 +42,23 @@ struct State {
 pub struct Link {
     pub connection: Connection,
     /// Why the broker takes no messages at the moment.
-    pub blocked: watch::Receiver<Option<String>>,
+    blocked: watch::Receiver<Option<String>>,
+}
+
+impl Link {
+    /// Works on it until the broker takes no messages any more: then the error says why.
+    pub async fn unless_blocked<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
+        let mut blocked = self.blocked.clone();
+        let refusal = |reason: &str| format!("RabbitMQ blocks publishers: {reason}");
+        if let Some(reason) = self.blocked.borrow().as_deref() {
+            return Err(refusal(reason));
+        }
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            Ok(reason) = blocked.wait_for(Option::is_some) => Err(refusal(reason.as_deref().unwrap_or_default())),
+        }
+    }
 }
 
 impl Broker {

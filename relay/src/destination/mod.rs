@@ -7,6 +7,7 @@ mod address;
 mod body;
 mod broker;
 mod rabbitmq;
+mod returns;
 mod signature;
 mod template;
 mod webhook;
@@ -155,10 +156,18 @@ impl Destination {
         }
     }
 
-    /// Tries to reach it without delivering anything.
+    /// Makes ready what can be before the first event.
+    pub async fn prepare(&self) -> Result<(), String> {
+        match self {
+            Destination::RabbitMq(destination) => destination.prepare().await,
+            Destination::Webhook(_) => Ok(()),
+        }
+    }
+
+    /// Tries to reach it without delivering anything. At RabbitMQ this declares what `settings.declare` asks for.
     pub async fn check(&self) -> Result<(), String> {
         match self {
-            Destination::RabbitMq(destination) => destination.check().await,
+            Destination::RabbitMq(destination) => destination.prepare().await,
             Destination::Webhook(destination) => destination.check().await,
         }
     }

@@ -3,7 +3,7 @@
 //! | what happens | outcome |
 //! | --- | --- |
 //! | confirmed, and routed to a queue | delivered |
-//! | returned: no queue is bound for the key | failed, "unroutable" |
+//! | returned: no queue is bound for the key | failed, "unroutable" (whose return it is: see `returns`) |
 //! | negatively acknowledged (a full queue that rejects) | failed, "nacked" |
 //! | larger than the broker allows; a key longer than AMQP allows | rejected |
 //! | alarm: the broker takes no messages | unavailable, "blocked" |
@@ -12,18 +12,22 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::message::BasicReturnMessage;
 use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 pub use super::broker::Broker;
-use super::broker::{Link, describe};
+use super::broker::{Link, PAUSE, describe};
+use super::returns::Returns;
 use super::template::Template;
 use super::{ConfigError, Event, Outcome, Spec};
 
@@ -59,7 +63,14 @@ pub struct RabbitMq {
     queue_type: String,
     concurrency: usize,
     timeout: Duration,
-    open: Mutex<Option<Arc<Open>>>,
+    current: Mutex<Current>,
+}
+
+#[derive(Default)]
+struct Current {
+    open: Option<Arc<Open>>,
+    /// Why no channel could be opened, and when: many deliveries fail together.
+    failed: Option<(Instant, String)>,
 }
 
 /// A channel in confirm mode.
@@ -67,6 +78,16 @@ struct Open {
     link: Arc<Link>,
     channel: Channel,
     declared: Mutex<HashSet<(String, String)>>,
+    returns: Returns,
+    /// A confirm was given up, and with it perhaps the return of another message: nothing that follows is believed.
+    retired: AtomicBool,
+}
+
+/// How one try on one channel ended.
+enum Try {
+    Over(Outcome),
+    /// The channel was retired meanwhile.
+    Again,
 }
 
 impl RabbitMq {
@@ -97,7 +118,7 @@ impl RabbitMq {
             queue_type: text("queue_type", "quorum"),
             concurrency,
             timeout: super::duration(&spec.settings, "timeout")?.unwrap_or(CONFIRM_TIMEOUT),
-            open: Mutex::default(),
+            current: Mutex::default(),
         })
     }
 
@@ -105,9 +126,25 @@ impl RabbitMq {
         self.concurrency
     }
 
-    /// Opens a channel if there is none.
-    pub async fn check(&self) -> Result<(), String> {
-        self.open().await.map(|_| ())
+    /// Opens a channel if there is none, and declares what does not depend on an event: consumers can bind to it before
+    /// the first event comes.
+    pub async fn prepare(&self) -> Result<(), String> {
+        let open = self.open().await?;
+        let (Some(exchange), Some(routing_key)) = (self.exchange.fixed(), self.fixed_key()) else { return Ok(()) };
+        let declaring = timeout(self.timeout, self.declare(&open, &exchange, &routing_key));
+        match open.link.unless_blocked(declaring).await? {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                self.forget(&open).await;
+                Err(format!("channel closed by RabbitMQ: {}", describe(&error)))
+            }
+            Err(_) => Err(self.no_confirm(&open).await),
+        }
+    }
+
+    /// The routing key, if it takes part in what is declared and no event changes it.
+    fn fixed_key(&self) -> Option<String> {
+        if self.declare == Declare::Queue { self.routing_key.fixed() } else { Some(String::new()) }
     }
 
     pub async fn deliver(&self, event: &Event) -> Outcome {
@@ -121,12 +158,14 @@ impl RabbitMq {
                 Ok(open) => open,
                 Err(error) => return unavailable(error),
             };
-            if let Some(reason) = open.link.blocked.borrow().clone() {
-                return blocked(&reason);
+            if let Some(outcome) = too_many_headers(&open, event) {
+                return outcome;
             }
-            match timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event)).await {
-                Ok(Ok(outcome)) => return outcome,
-                Ok(Err(error)) => {
+            let publishing = timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event));
+            match open.link.unless_blocked(publishing).await {
+                Ok(Ok(Ok(Try::Over(outcome)))) => return outcome,
+                Ok(Ok(Ok(Try::Again))) => closed = "the channel was given up".into(),
+                Ok(Ok(Err(error))) => {
                     self.forget(&open).await;
                     closed = format!("channel closed by RabbitMQ: {}", describe(&error));
                     if !open.link.connection.status().connected() {
@@ -136,14 +175,23 @@ impl RabbitMq {
                         return outcome;
                     }
                 }
-                Err(_) => {
-                    self.broker.abandon(&open.link).await;
-                    self.forget(&open).await;
-                    return unavailable(format!("no confirm from RabbitMQ within {} s", self.timeout.as_secs_f32()));
+                Ok(Err(_)) => return unavailable(self.no_confirm(&open).await),
+                Err(blocked) => {
+                    open.retired.store(true, Ordering::SeqCst);
+                    return unavailable(blocked);
                 }
             }
         }
-        unavailable(closed)
+        // Others may work where the names are a template's.
+        if self.exchange.varies() || self.routing_key.varies() { failed(closed) } else { unavailable(closed) }
+    }
+
+    /// The broker does not answer: the connection is given up.
+    async fn no_confirm(&self, open: &Arc<Open>) -> String {
+        open.retired.store(true, Ordering::SeqCst);
+        self.broker.abandon(&open.link).await;
+        self.forget(open).await;
+        format!("no confirm from RabbitMQ within {} s", self.timeout.as_secs_f32())
     }
 
     /// What becomes of the event if it was the one for which the broker closed the channel; none if it was another.
@@ -165,7 +213,7 @@ impl RabbitMq {
             return None;
         }
         let error = format!("channel closed by RabbitMQ: {text}");
-        Some(if varies { Outcome::Failed { error, retry_in: None } } else { unavailable(error) })
+        Some(if varies { failed(error) } else { unavailable(error) })
     }
 
     /// The queue that `settings.declare` means, and whether it depends on the event. On the default exchange a message
@@ -177,56 +225,87 @@ impl RabbitMq {
         }
     }
 
-    async fn publish(&self, open: &Open, exchange: &str, routing_key: &str, event: &Event) -> lapin::Result<Outcome> {
+    async fn publish(&self, open: &Open, exchange: &str, routing_key: &str, event: &Event) -> lapin::Result<Try> {
         self.declare(open, exchange, routing_key).await?;
-        let confirm = open
-            .channel
-            .basic_publish(
-                exchange.into(),
-                routing_key.into(),
-                BasicPublishOptions { mandatory: true, ..Default::default() },
-                event.event_data.as_bytes(),
-                properties(event),
-            )
-            .await?;
-        let mut alarm = open.link.blocked.clone();
-        tokio::select! {
-            biased;
-            confirmation = confirm => Ok(judge(confirmation?, exchange, routing_key)),
-            Ok(reason) = alarm.wait_for(Option::is_some) => Ok(blocked(reason.as_deref().unwrap_or_default())),
-        }
+        let published = open.returns.published(event.event_id);
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let body = event.event_data.as_bytes();
+        let confirm = open.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties(event));
+        let confirmation = confirm.await?.await?;
+        let (acknowledged, carried) = match confirmation {
+            Confirmation::Ack(carried) => (true, carried),
+            Confirmation::Nack(carried) => (false, carried),
+            Confirmation::NotRequested => {
+                return Ok(Try::Over(failed("RabbitMQ confirms nothing on this channel".into())));
+            }
+        };
+        let returned = published.confirmed(carried.map(|message| read_return(&message))).await;
+        Ok(if let Some(why) = returned {
+            // A queue that was declared may have been deleted since.
+            open.declared.lock().await.remove(&self.declared_key(exchange, routing_key));
+            Try::Over(failed(format!(
+                "unroutable: no queue is bound to exchange {exchange:?} for routing key {routing_key:?} ({why})"
+            )))
+        } else if !acknowledged {
+            Try::Over(failed(format!(
+                "nacked by RabbitMQ: a queue for routing key {routing_key:?} rejects messages, it may be full"
+            )))
+        } else if open.retired.load(Ordering::SeqCst) {
+            Try::Again
+        } else {
+            Try::Over(Outcome::Delivered)
+        })
     }
 
-    /// The channel, made anew after it was closed.
+    /// The channel, made anew after it was closed or given up. The error says why there is none.
     async fn open(&self) -> Result<Arc<Open>, String> {
-        let mut current = self.open.lock().await;
-        if let Some(open) = current
-            .as_ref()
-            .filter(|open| open.channel.status().connected() && open.link.connection.status().connected())
-        {
-            return Ok(open.clone());
+        let mut current = self.current.lock().await;
+        let alive = |open: &Arc<Open>| open.channel.status().connected() && open.link.connection.status().connected();
+        let kept = current.open.take().filter(alive);
+        if let Some(open) = kept.as_ref().filter(|open| !open.retired.load(Ordering::SeqCst)) {
+            current.open = kept.clone();
+            return open.link.unless_blocked(std::future::ready(open.clone())).await;
         }
-        *current = None;
+        if let Some((_, error)) = current.failed.clone().filter(|(at, _)| at.elapsed() < PAUSE) {
+            current.open = kept;
+            return Err(error);
+        }
         let link = self.broker.link().await?;
-        let opening = async {
-            let channel = link.connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, lapin::Error>(channel)
-        };
-        let channel = timeout(self.timeout, opening)
-            .await
-            .map_err(|_| "RabbitMQ opens no channel".to_owned())?
-            .map_err(|error| format!("RabbitMQ opens no channel: {}", describe(&error)))?;
-        let open = Arc::new(Open { link, channel, declared: Mutex::default() });
-        *current = Some(open.clone());
-        Ok(open)
+        let opening = timeout(self.timeout, open_channel(&link, kept.as_deref()));
+        let opened = link.unless_blocked(opening).await.and_then(|opened| match opened {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(format!("RabbitMQ opens no channel: {}", describe(&error))),
+            Err(_) => Err(format!("RabbitMQ opens no channel within {} s", self.timeout.as_secs_f32())),
+        });
+        match opened {
+            Ok(channel) => {
+                let open = Arc::new(Open {
+                    link,
+                    channel,
+                    declared: Mutex::default(),
+                    returns: Returns::default(),
+                    retired: AtomicBool::new(false),
+                });
+                *current = Current { open: Some(open.clone()), failed: None };
+                Ok(open)
+            }
+            Err(error) => {
+                *current = Current { open: kept, failed: Some((Instant::now(), error.clone())) };
+                Err(error)
+            }
+        }
     }
 
     async fn forget(&self, open: &Arc<Open>) {
-        let mut current = self.open.lock().await;
-        if current.as_ref().is_some_and(|c| Arc::ptr_eq(c, open)) {
-            *current = None;
+        let mut current = self.current.lock().await;
+        if current.open.as_ref().is_some_and(|c| Arc::ptr_eq(c, open)) {
+            current.open = None;
         }
+    }
+
+    fn declared_key(&self, exchange: &str, routing_key: &str) -> (String, String) {
+        let by_key = self.declare == Declare::Queue;
+        (exchange.to_owned(), if by_key { routing_key.to_owned() } else { String::new() })
     }
 
     /// Declares what `settings.declare` asks for, once a channel. The default exchange is always there.
@@ -234,8 +313,7 @@ impl RabbitMq {
         if self.declare == Declare::Nothing || (self.declare == Declare::Exchange && exchange.is_empty()) {
             return Ok(());
         }
-        let by_key = self.declare == Declare::Queue;
-        let key = (exchange.to_owned(), if by_key { routing_key.to_owned() } else { String::new() });
+        let key = self.declared_key(exchange, routing_key);
         let mut declared = open.declared.lock().await;
         if declared.contains(&key) {
             return Ok(());
@@ -245,7 +323,7 @@ impl RabbitMq {
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
             open.channel.exchange_declare(exchange.into(), kind, options, FieldTable::default()).await?;
         }
-        if by_key {
+        if self.declare == Declare::Queue {
             self.declare_queue(open, exchange, routing_key).await?;
         }
         if declared.len() < MAX_DECLARED {
@@ -282,44 +360,63 @@ fn too_large(text: &str, bytes: usize) -> bool {
     text.contains("larger than configured max size") && limit.is_some_and(|limit: usize| bytes > limit)
 }
 
-fn judge(confirmation: Confirmation, exchange: &str, routing_key: &str) -> Outcome {
-    let failed = |error: String| Outcome::Failed { error, retry_in: None };
-    match confirmation {
-        Confirmation::Ack(None) => Outcome::Delivered,
-        Confirmation::Ack(Some(returned)) => failed(format!(
-            "unroutable: no queue is bound to exchange {exchange:?} for routing key {routing_key:?} ({} {})",
-            returned.reply_code, returned.reply_text
-        )),
-        Confirmation::Nack(_) => failed(format!(
-            "nacked by RabbitMQ: a queue for routing key {routing_key:?} rejects messages, it may be full"
-        )),
-        Confirmation::NotRequested => failed("RabbitMQ confirms nothing on this channel".into()),
+/// What is left of the channel before goes first: its messages keep their place before those of the new one.
+async fn open_channel(link: &Link, before: Option<&Open>) -> lapin::Result<Channel> {
+    if let Some(before) = before {
+        before.channel.close(200, "OK".into()).await?;
     }
+    let channel = link.connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
+}
+
+/// Whose return it is, and why.
+fn read_return(message: &BasicReturnMessage) -> (Uuid, String) {
+    let id = message.delivery.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
+    (id.unwrap_or_default(), format!("{} {}", message.reply_code, message.reply_text))
+}
+
+/// AMQP sends a message's properties in one frame; a larger one would close the connection for all.
+fn too_many_headers(open: &Open, event: &Event) -> Option<Outcome> {
+    let bytes: usize = headers(event).map(|(key, text)| key.len() + text.len() + 6).sum();
+    let limit = match open.link.connection.configuration().frame_max() {
+        0 => return None,
+        limit => (limit as usize).saturating_sub(2048),
+    };
+    (bytes > limit).then(|| Outcome::Rejected {
+        error: format!("too large for RabbitMQ: headers of {bytes} bytes, where a frame holds {limit}"),
+    })
+}
+
+fn failed(error: String) -> Outcome {
+    Outcome::Failed { error, retry_in: None }
 }
 
 fn unavailable(error: String) -> Outcome {
     Outcome::Unavailable { error, retry_in: None }
 }
 
-fn blocked(reason: &str) -> Outcome {
-    unavailable(format!("RabbitMQ blocks publishers: {reason}"))
+/// Those that the event has.
+fn headers(event: &Event) -> impl Iterator<Item = (&'static str, &str)> {
+    let of_metadata = |key| event.metadata.get(key).and_then(|v| v.as_str());
+    [
+        ("event_version", Some(event.event_version.as_str())),
+        ("aggregate_type", event.aggregate_type.as_deref()),
+        ("aggregate_id", event.aggregate_id.as_deref()),
+        ("tenant_id", event.tenant_id.as_deref()),
+        ("traceparent", of_metadata("traceparent")),
+        ("tracestate", of_metadata("tracestate")),
+    ]
+    .into_iter()
+    .filter_map(|(key, text)| Some((key, text?)))
 }
 
 fn properties(event: &Event) -> BasicProperties {
-    let mut headers = FieldTable::default();
-    let mut put = |key: &str, text: Option<&str>| {
-        if let Some(text) = text {
-            headers.insert(ShortString::from(key), AMQPValue::LongString(text.into()));
-        }
-    };
-    put("event_version", Some(&event.event_version));
-    put("aggregate_type", event.aggregate_type.as_deref());
-    put("aggregate_id", event.aggregate_id.as_deref());
-    put("tenant_id", event.tenant_id.as_deref());
-    for key in ["traceparent", "tracestate"] {
-        put(key, event.metadata.get(key).and_then(|v| v.as_str()));
+    let mut table = FieldTable::default();
+    for (key, text) in headers(event) {
+        table.insert(ShortString::from(key), AMQPValue::LongString(text.into()));
     }
-    headers.insert("attempt".into(), AMQPValue::LongInt(event.attempt as i32));
+    table.insert("attempt".into(), AMQPValue::LongInt(event.attempt as i32));
     let seconds = event.created_at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
@@ -327,7 +424,7 @@ fn properties(event: &Event) -> BasicProperties {
         .with_message_id(event.event_id.to_string().into())
         .with_timestamp(seconds)
         .with_app_id("pg_outbox".into())
-        .with_headers(headers);
+        .with_headers(table);
     // A type that AMQP's short string can't hold stays out; the routing key would refuse it anyway.
     if event.event_type.len() <= 255 { properties.with_type(event.event_type.as_str().into()) } else { properties }
 }

@@ -46,6 +46,15 @@ impl Template {
         self.0.iter().any(|part| !matches!(part, Part::Text(_)))
     }
 
+    /// The text, if it is the same for each event.
+    pub fn fixed(&self) -> Option<String> {
+        let text = |part: &Part| match part {
+            Part::Text(text) => Some(text.clone()),
+            _ => None,
+        };
+        self.0.iter().map(text).collect()
+    }
+
     /// The text for this event; an error if it is longer than AMQP allows.
     pub fn render(&self, event: &Event) -> Result<String, String> {
         let text: String = self.0.iter().map(|part| value(part, event)).collect();

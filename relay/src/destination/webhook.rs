@@ -5,8 +5,8 @@
 //! | 2xx | delivered |
 //! | 410 | gone: the destination is disabled |
 //! | 413 | rejected: too large for the receiver |
-//! | 429, 503 | failed; `Retry-After` is honoured |
-//! | 3xx (not followed), any other status, no answer in time | failed |
+//! | 3xx (not followed), any other status | failed; `Retry-After` is honoured |
+//! | no answer in time | failed |
 //! | an address that is not public and not allowed | failed |
 //! | no connection: refused, unknown name, TLS, timeout | unavailable |
 
@@ -216,8 +216,7 @@ async fn judge(answer: Response) -> Outcome {
     match status {
         StatusCode::GONE => Outcome::Gone { error },
         StatusCode::PAYLOAD_TOO_LARGE => Outcome::Rejected { error: format!("too large for the receiver: {error}") },
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => failed(error, retry_in),
-        _ => failed(error, None),
+        _ => failed(error, retry_in),
     }
 }
 
@@ -235,13 +234,13 @@ async fn read(mut answer: Response) -> String {
     if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) }
 }
 
-/// Seconds or an HTTP date (RFC 9110, section 10.2.3).
+/// Seconds or an HTTP date (RFC 9110, section 10.2.3). What is over already leaves the destination's own backoff.
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let wait = match text.trim().parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => httpdate::parse_http_date(text.trim()).ok()?.duration_since(now).unwrap_or_default(),
     };
-    Some(wait.min(MAX_RETRY_AFTER))
+    Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
 fn refused(error: &reqwest::Error) -> Option<Refused> {
@@ -275,7 +274,8 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
         assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:50:37 GMT", now), Some(Duration::from_secs(60)));
-        assert_eq!(retry_after("Sun, 06 Nov 1994 08:40:00 GMT", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:40:00 GMT", now), None);
+        assert_eq!(retry_after("0", now), None);
         assert_eq!(retry_after("999999999", now), Some(MAX_RETRY_AFTER));
         assert_eq!(retry_after("soon", now), None);
     }
