@@ -8,6 +8,9 @@
 
 \echo Use "CREATE EXTENSION pg_outbox" to load this file. \quit
 
+-- Nothing in the schema of the events may take the place of what PostgreSQL provides.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 CREATE SCHEMA outbox;
 COMMENT ON SCHEMA outbox IS 'pg_outbox: claims, settlements, destinations, operations';
 

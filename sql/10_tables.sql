@@ -22,7 +22,8 @@ CREATE TABLE @extschema@.outbox_events (
     tenant_id      text,
     event_data     jsonb NOT NULL,
     metadata       jsonb NOT NULL DEFAULT '{}',
-    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+        CONSTRAINT outbox_events_created_at_finite CHECK (isfinite(created_at)),
     available_at   timestamptz,
     status         text NOT NULL DEFAULT 'pending'
         CONSTRAINT outbox_events_status_known CHECK (status IN ('pending', 'processing', 'processed', 'failed')),
@@ -111,6 +112,10 @@ CREATE TABLE outbox.claims (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE outbox.claims IS 'claims that still hold something: whose they are and until when';
 COMMENT ON COLUMN outbox.claims.held IS 'whole events and single deliveries not settled yet; the row goes at 0';
+
+-- A table and not an advisory lock, which any role could take and keep.
+CREATE TABLE outbox.turn ();
+COMMENT ON TABLE outbox.turn IS 'always empty: who locks it may claim or settle';
 
 CREATE TYPE outbox.claimed_event AS (
     id             bigint,

@@ -6,8 +6,11 @@ CREATE FUNCTION outbox._low_mark(take_over boolean) RETURNS bigint
 COMMENT ON FUNCTION outbox._low_mark(boolean) IS
     'every fresh or claimed event has this id or a higher one; true: for a claim, which holds the lock';
 
+CREATE FUNCTION outbox._is_recovered() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'is_recovered_wrapper';
+COMMENT ON FUNCTION outbox._is_recovered() IS 'whether the worker has looked through the tables since the server started';
+
 CREATE FUNCTION outbox._claim_head() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'claim_head_wrapper';
-COMMENT ON FUNCTION outbox._claim_head() IS 'no claimed event has a higher id';
+COMMENT ON FUNCTION outbox._claim_head() IS 'no claimed event has a higher id; null: not known before recovery';
 
 CREATE FUNCTION outbox._raise_mark(mark bigint, head bigint) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'raise_mark_wrapper';
@@ -57,10 +60,11 @@ CREATE FUNCTION outbox._counters(
 COMMENT ON FUNCTION outbox._counters() IS 'counters of this database, from shared memory';
 
 CREATE FUNCTION outbox._recovered(
-    mark bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint) RETURNS void
+    mark bigint, head bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint)
+    RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_recovered_wrapper';
-COMMENT ON FUNCTION outbox._recovered(bigint, bigint, bigint, bigint, bigint, bigint) IS
-    'at commit: the mark, the counted events and the open claims, as recovery found them';
+COMMENT ON FUNCTION outbox._recovered(bigint, bigint, bigint, bigint, bigint, bigint, bigint) IS
+    'at commit: the marks, the counted events and the open claims, as recovery found them';
 
 CREATE FUNCTION outbox._count_begin() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'count_begin_wrapper';
 COMMENT ON FUNCTION outbox._count_begin() IS 'the next query that counts events is about to choose its snapshot';

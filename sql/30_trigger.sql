@@ -21,16 +21,28 @@ CREATE TRIGGER after_outbox_truncate AFTER TRUNCATE ON @extschema@.outbox_events
 CREATE FUNCTION outbox._forget_deliveries() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_gone record;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
         DELETE FROM outbox.delivery;
-    ELSE
-        DELETE FROM outbox.delivery d USING gone g WHERE d.id = g.id AND g.expanded;
+        RETURN NULL;
+    END IF;
+    WITH left_behind AS (
+        DELETE FROM outbox.delivery d USING gone g WHERE d.id = g.id AND g.expanded
+        RETURNING d.destination, d.aggregate_key, d.claim_token
+    )
+    SELECT array_agg(l.destination) AS destinations, array_agg(l.aggregate_key) AS keys,
+           array_agg(l.claim_token) FILTER (WHERE l.claim_token IS NOT NULL) AS tokens
+      INTO v_gone FROM left_behind l;
+    IF v_gone.destinations IS NOT NULL THEN
+        PERFORM outbox._let_go(v_gone.tokens);
+        PERFORM outbox._promote(v_gone.destinations, v_gone.keys);
     END IF;
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._forget_deliveries() IS 'deliveries go with their event';
+COMMENT ON FUNCTION outbox._forget_deliveries() IS 'deliveries go with their event, and the lines that they stood in move on';
 
 CREATE TRIGGER after_outbox_delete AFTER DELETE ON @extschema@.outbox_events
     REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION outbox._forget_deliveries();

@@ -25,7 +25,8 @@ COMMENT ON FUNCTION outbox._max_attempts(jsonb) IS 'attempts before a delivery i
 -- Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 CREATE FUNCTION outbox._backoff(attempts int, base interval, cap interval) RETURNS interval
     LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN random() * least(cap, base * power(2, least(attempts - 1, 30)));
+RETURN make_interval(secs => random() * least(extract(epoch FROM cap)::float8,
+                                              extract(epoch FROM base)::float8 * power(2::float8, least(attempts - 1, 30)::float8)));
 COMMENT ON FUNCTION outbox._backoff(int, interval, interval) IS 'how long to wait after so many failed attempts';
 
 CREATE FUNCTION outbox._new_secret() RETURNS text
@@ -60,7 +61,8 @@ DECLARE
 BEGIN
     IF jsonb_typeof(headers) <> 'object' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'settings.headers must be a JSON object of header names and values';
+            MESSAGE = 'settings.headers must be a JSON object of header names and values',
+            HINT = 'For example {"headers": {"Authorization": "Bearer …"}}.';
     END IF;
     FOR v_name, v_value IN SELECT h.key, h.value FROM jsonb_each(headers) h LOOP
         IF v_name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' OR v_name ~* v_reserved THEN
@@ -69,7 +71,8 @@ BEGIN
                 HINT = 'Content-type, length, host, connection and webhook-* are set by the relay.';
         ELSIF jsonb_typeof(v_value) NOT IN ('string', 'number', 'boolean') OR (v_value #>> '{}') !~ '^[\t -~]*$' THEN
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('settings.headers: the value of %s must be text of visible ASCII characters', v_name);
+                MESSAGE = format('settings.headers: the value of %s must be text of visible ASCII characters', v_name),
+                HINT = 'Encode anything else, for example as base64.';
         END IF;
     END LOOP;
 END
@@ -91,11 +94,13 @@ BEGIN
     END IF;
     IF coalesce(settings ->> 'on_failure', 'skip') NOT IN ('skip', 'block') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.on_failure must be skip or block, not %L', settings ->> 'on_failure');
+            MESSAGE = format('settings.on_failure must be skip or block, not %L', settings ->> 'on_failure'),
+            HINT = 'skip: after a dead letter its aggregate goes on; block: it waits for an operator.';
     END IF;
     IF settings ? 'max_attempts' AND coalesce(settings ->> 'max_attempts', '') !~ '^[1-9][0-9]{0,5}$' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'settings.max_attempts must be a whole number of at least 1';
+            MESSAGE = 'settings.max_attempts must be a whole number from 1 to 999999',
+            HINT = 'Leave it out for the default of 15.';
     END IF;
     FOREACH v_key IN ARRAY ARRAY['base', 'cap', 'timeout', 'connect_timeout'] LOOP
         IF outbox._duration(settings, v_key, '1 second') <= interval '0' OR jsonb_typeof(settings -> v_key) NOT IN ('number', 'string') THEN
@@ -107,13 +112,29 @@ BEGIN
     IF settings ? 'concurrency' AND (jsonb_typeof(settings -> 'concurrency') <> 'number'
                                      OR settings ->> 'concurrency' !~ '^[1-9][0-9]{0,4}$') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999';
+            MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999',
+            HINT = 'It is how many attempts of one relay may be under way at once.';
     ELSIF coalesce(settings ->> 'declare', 'exchange') NOT IN ('none', 'exchange', 'queue') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.declare must be none, exchange or queue, not %L', settings ->> 'declare');
+            MESSAGE = format('settings.declare must be none, exchange or queue, not %L', settings ->> 'declare'),
+            HINT = 'It is what the relay makes if it is missing; queue: the exchange too.';
+    ELSIF coalesce(settings ->> 'exchange_type', 'topic') !~ '^(topic|direct|fanout|headers|x-[a-z0-9-]{1,60})$' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('unknown settings.exchange_type %L', settings ->> 'exchange_type'),
+            HINT = 'Use topic, direct, fanout, headers, or the x-… type of a plugin that RabbitMQ has.';
+    ELSIF coalesce(settings ->> 'queue_type', 'quorum') NOT IN ('quorum', 'classic') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.queue_type must be quorum or classic, not %L', settings ->> 'queue_type'),
+            HINT = 'For a queue of another kind declare it yourself, with "declare": "exchange" or "none".';
+    ELSIF settings ? 'queue' AND (jsonb_typeof(settings -> 'queue') <> 'string'
+                                  OR octet_length(settings ->> 'queue') NOT BETWEEN 1 AND 255) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.queue must be text of 1 to 255 bytes',
+            HINT = 'Leave it out to name the queue like the destination.';
     ELSIF coalesce(settings ->> 'format', 'standard') NOT IN ('standard', 'cloudevents') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.format must be standard or cloudevents, not %L', settings ->> 'format');
+            MESSAGE = format('settings.format must be standard or cloudevents, not %L', settings ->> 'format'),
+            HINT = 'cloudevents: CloudEvents 1.0 in structured mode.';
     END IF;
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
@@ -164,7 +185,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, text, text) IS 'adds or changes a destination';
 
--- Relays read the destinations again, and claim what may have become deliverable.
+-- Relays read the destinations again, and claim what may have become deliverable. The worker looks anew at what is due when.
 CREATE FUNCTION outbox._destinations_changed(name text) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -172,6 +193,7 @@ BEGIN
     PERFORM outbox._promote_all(name);
     PERFORM pg_notify('outbox_destinations', name);
     PERFORM outbox._wake('due');
+    PERFORM outbox._timer(clock_timestamp());
 END
 $$;
 COMMENT ON FUNCTION outbox._destinations_changed(text) IS 'tells the relays that a destination changed';
@@ -262,7 +284,7 @@ BEGIN
     EXCEPTION WHEN invalid_parameter_value THEN
         v_length := 0;
     END;
-    IF left(secret, 6) <> 'whsec_' OR v_length NOT BETWEEN 24 AND 64 THEN
+    IF secret !~ '^whsec_[A-Za-z0-9+/]+={0,2}$' OR v_length NOT BETWEEN 24 AND 64 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'malformed signing secret',
             HINT = 'Use whsec_ and the base64 of 24 to 64 random bytes, or null to have one made.';
@@ -295,7 +317,8 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('destination %I has no signing secret', name),
             HINT = 'Only webhooks are signed.';
     ELSIF grace IS NULL OR grace < interval '0' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'grace must not be negative or null';
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'grace must not be negative or null',
+            HINT = 'It is how long the secret before signs too; 0 drops it at once.';
     END IF;
     DELETE FROM outbox.secret s WHERE s.destination = name AND s.expires_at IS NOT NULL;
     UPDATE outbox.secret s SET expires_at = clock_timestamp() + grace WHERE s.destination = name;

@@ -8,7 +8,7 @@ CREATE FUNCTION outbox._lock() RETURNS void
     LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    PERFORM pg_catalog.pg_advisory_xact_lock('outbox.claims'::pg_catalog.regclass::pg_catalog.oid::int, 0);
+    LOCK TABLE outbox.turn IN EXCLUSIVE MODE;
 END
 $$;
 COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time, until commit';
@@ -17,11 +17,11 @@ COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time,
 CREATE FUNCTION outbox._aggregate_key(aggregate_type text, aggregate_id text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN aggregate_id IS NOT NULL
-            THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0) END;
+            THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END;
 COMMENT ON FUNCTION outbox._aggregate_key(text, text) IS 'the line an event stands in; null: none';
 
 CREATE FUNCTION outbox._check_claim(max_events int, lease interval) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     IF pg_is_in_recovery() THEN
@@ -42,20 +42,23 @@ $$;
 COMMENT ON FUNCTION outbox._check_claim(int, interval) IS 'an error for arguments that make no claim';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
--- The destinations as this claim may use them. serve: hand out freely; probe: the circuit is half open, hand out one.
+-- The destinations as this claim may use them. serve: hand out freely; probe: the circuit is half open, hand out one;
+-- elsewhere: another consumer may serve it now.
 -- While there is no destination at all, '' stands for a consumer of the application's own, which names none.
 CREATE FUNCTION outbox._lanes(served text[])
-    RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, blocks boolean)
+    RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, elsewhere boolean, blocks boolean)
     LANGUAGE sql STABLE ROWS 10
 AS $$
-    SELECT d.name, d.like_patterns, m.mine AND d.circuit_failures = 0,
-           m.mine AND d.circuit_failures > 0 AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
+    SELECT d.name, d.like_patterns, m.active AND m.mine AND d.circuit_failures = 0,
+           m.active AND m.mine AND d.circuit_failures > 0
+             AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
              AND NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token IS NOT NULL AND x.destination = d.name),
+           m.active AND NOT m.mine AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp(),
            coalesce(d.settings ->> 'on_failure', 'skip') = 'block'
       FROM outbox.destination d,
-           LATERAL (SELECT (served IS NULL OR d.name = ANY (served)) AND NOT d.paused AND d.disabled_reason IS NULL) AS m (mine)
+           LATERAL (SELECT served IS NULL OR d.name = ANY (served), NOT d.paused AND d.disabled_reason IS NULL) AS m (mine, active)
     UNION ALL
-    SELECT '', ARRAY['%'], true, false, false
+    SELECT '', ARRAY['%'], true, false, false, false
      WHERE served IS NULL AND NOT EXISTS (SELECT FROM outbox.destination)
 $$;
 COMMENT ON FUNCTION outbox._lanes(text[]) IS 'the destinations and what a claim may hand out for each';

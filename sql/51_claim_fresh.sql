@@ -14,66 +14,64 @@ COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events claimed whole t
 
 -- Of the fresh events that can go now, each destination gets its own answer: held by this claim, or parked in
 -- outbox.delivery because the destination can't be served or an earlier event of the aggregate is outstanding there.
--- seen: how many events were looked at closely; fewer than asked for means that no more can go now. later: when the first
--- of those that are scheduled is due.
+-- (What is outstanding before one event of a line is so before the later ones: no event of a line passes a parked one.)
+-- seen: how many events were looked at closely; fewer than asked for means that no more can go now.
 CREATE FUNCTION outbox._claim_fresh(
     token bigint, served text[], mark bigint, head bigint, max_events int,
-    OUT ids bigint[], OUT held text[], OUT seen bigint, OUT behind bigint, OUT unrouted bigint, OUT later timestamptz)
+    OUT ids bigint[], OUT held text[], OUT seen bigint, OUT behind bigint, OUT unrouted bigint)
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_later timestamptz;
+    v_elsewhere boolean;
 BEGIN
     WITH lane AS MATERIALIZED (
-        SELECT * FROM outbox._lanes(served)
+        SELECT * FROM outbox._lanes(served) l ORDER BY l.name
     ), candidate AS MATERIALIZED (
         SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key, e.available_at
           FROM @extschema@.outbox_events e
          WHERE e.id >= mark AND e.status = 'pending' AND NOT e.expanded
          ORDER BY e.id LIMIT max_events + 200
     ), busy AS MATERIALIZED (
-        SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(mark, head) f
+        SELECT f.key FROM outbox._in_flight(mark, head) f
     ), ready AS MATERIALIZED (
         SELECT c.id, c.event_type, c.key
           FROM candidate c
          WHERE (c.available_at IS NULL OR c.available_at <= v_now)
-           AND (c.key IS NULL OR c.key <> ALL (coalesce((SELECT b.keys FROM busy b), '{}')))
+           AND (c.key IS NULL OR c.key NOT IN (SELECT b.key FROM busy b))
          ORDER BY c.id LIMIT max_events
-    ), wanted AS (
-        SELECT r.id, r.key, l.name, l.serve,
-               r.key IS NOT NULL AND EXISTS (
-                   SELECT FROM outbox.delivery x
-                    WHERE x.destination = l.name AND x.aggregate_key = r.key
-                      AND (x.status = 'processing'
-                           OR (x.id < r.id AND (x.status = 'pending' OR (x.status = 'failed' AND l.blocks))))) AS behind
-          FROM ready r JOIN lane l ON r.event_type LIKE ANY (l.like_patterns)
-    ), lined AS MATERIALIZED (
-        SELECT w.id, w.key, w.name, w.behind,
-               CASE WHEN w.key IS NULL THEN NOT w.serve
-                    ELSE bool_or(w.behind OR NOT w.serve) OVER line END AS parked,
-               w.key IS NULL OR (NOT w.behind AND row_number() OVER line = 1) AS first
-          FROM wanted w WINDOW line AS (PARTITION BY w.name, w.key ORDER BY w.id)
     ), plan AS MATERIALIZED (
-        -- One sort, where a join of the two would compare each row with each.
-        SELECT u.id, count(u.name) AS wanted, count(*) FILTER (WHERE u.parked) AS parked,
-               array_agg(u.name) FILTER (WHERE NOT u.parked) AS held
-          FROM (SELECT r.id, NULL AS name, NULL AS parked FROM ready r
-                UNION ALL SELECT l.id, l.name, l.parked FROM lined l) u
-         GROUP BY u.id
+        SELECT r.id, r.key, w.wanted, w.held, w.parked, w.behind, w.elsewhere
+          FROM ready r
+         CROSS JOIN LATERAL (
+               SELECT count(*) AS wanted, array_agg(x.name) FILTER (WHERE x.serve AND NOT x.behind) AS held,
+                      array_agg(x.name) FILTER (WHERE x.behind OR NOT x.serve) AS parked,
+                      array_agg(x.behind) FILTER (WHERE x.behind OR NOT x.serve) AS behind,
+                      bool_or(x.elsewhere AND NOT x.behind) AS elsewhere
+                 FROM (SELECT l.name, l.serve, l.elsewhere, r.key IS NOT NULL AND EXISTS (
+                              SELECT FROM outbox.delivery d
+                               WHERE d.destination = l.name AND d.aggregate_key = r.key
+                                 AND (d.status = 'processing'
+                                      OR (d.id < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
+                              AS behind
+                         FROM lane l WHERE r.event_type LIKE ANY (l.like_patterns)
+                       OFFSET 0) x) w
     ), moved AS (
         UPDATE @extschema@.outbox_events e
            SET status = CASE WHEN p.wanted = 0 THEN 'processed' WHEN p.held IS NULL THEN 'pending' ELSE 'processing' END,
                processed_at = CASE WHEN p.wanted = 0 THEN v_now END,
                claim_token = CASE WHEN p.held IS NOT NULL THEN token END,
-               expanded = p.parked > 0
+               expanded = p.parked IS NOT NULL
           FROM plan p WHERE e.id = p.id
-    ), parked AS (
+    ), listed AS (
         INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
-        SELECT l.id, l.name, l.key, 'pending', CASE WHEN l.first THEN v_now END
-          FROM lined l WHERE l.parked
+        SELECT p.id, u.name, p.key, 'pending',
+               CASE WHEN p.key IS NULL OR (NOT u.behind AND row_number() OVER (PARTITION BY u.name, p.key ORDER BY p.id) = 1)
+                    THEN v_now END
+          FROM plan p CROSS JOIN LATERAL unnest(p.parked, p.behind) AS u (name, behind)
+        ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
     ), early AS (
         UPDATE @extschema@.outbox_events e SET expanded = true
           FROM candidate c WHERE e.id = c.id AND c.available_at > v_now
@@ -84,11 +82,16 @@ BEGIN
     SELECT array_agg(p.id) FILTER (WHERE p.held IS NOT NULL), array_agg(p.held::text) FILTER (WHERE p.held IS NOT NULL),
            count(*), count(*) FILTER (WHERE p.wanted = 0),
            (SELECT count(*) FROM candidate c WHERE (c.available_at IS NULL OR c.available_at <= v_now)
-               AND c.key = ANY (coalesce((SELECT b.keys FROM busy b), '{}'))),
-           (SELECT min(c.available_at) FROM candidate c WHERE c.available_at > v_now)
-      INTO ids, held, seen, unrouted, behind, later
+               AND c.key IN (SELECT b.key FROM busy b)),
+           (SELECT min(c.available_at) FROM candidate c WHERE c.available_at > v_now), bool_or(p.elsewhere)
+      INTO ids, held, seen, unrouted, behind, v_later, v_elsewhere
       FROM plan p;
-    PERFORM outbox._timer(later) WHERE later IS NOT NULL;
+    IF v_later IS NOT NULL THEN
+        PERFORM outbox._timer(v_later);
+    END IF;
+    IF v_elsewhere THEN
+        PERFORM outbox._wake('due');
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION outbox._claim_fresh(bigint, text[], bigint, bigint, int) IS 'claims fresh events; part of outbox.claim';

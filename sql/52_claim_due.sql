@@ -2,11 +2,10 @@
 
 -- Scheduled events whose time has come, and events from before there was a destination: now they are owed to each
 -- destination that wants them. A scheduled event takes its place in its aggregate's line at this moment.
-CREATE FUNCTION outbox._route_due(max_events int) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+CREATE FUNCTION outbox._route_due(max_events int, v_now timestamptz) RETURNS void
+    LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_now timestamptz := clock_timestamp();
     v_ids bigint[];
     v_unrouted bigint;
 BEGIN
@@ -25,14 +24,16 @@ BEGIN
     INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
     SELECT e.id, t.name, outbox._aggregate_key(e.aggregate_type, e.aggregate_id), 'pending', v_now
       FROM @extschema@.outbox_events e JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
-     WHERE e.id = ANY (v_ids);
+     WHERE e.id = ANY (v_ids)
+    ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
     SELECT count(*) INTO v_unrouted FROM unnest(v_ids) AS i (id)
      WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = i.id);
     PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
     PERFORM outbox._refresh(v_ids);
+    PERFORM outbox._wake('due');    -- for those that serve other destinations, and for what there was no room for
 END
 $$;
-COMMENT ON FUNCTION outbox._route_due(int) IS 'turns events that waited unrouted into deliveries; part of outbox.claim';
+COMMENT ON FUNCTION outbox._route_due(int, timestamptz) IS 'turns events that waited unrouted into deliveries; part of outbox.claim';
 
 -- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
 -- One that is due while an earlier one of its line is outstanding goes back into the line. Fresh events that appeared late,
@@ -41,8 +42,6 @@ CREATE FUNCTION outbox._claim_due(
     v_token bigint, served text[], mark bigint, head bigint, max_events int,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -100,7 +99,7 @@ BEGIN
                SELECT z.id, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)) OVER (ORDER BY z.id) AS waits
                  FROM (SELECT y.id, y.status, y.next_attempt_at FROM outbox.delivery y
                         WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.id > j.id
-                          AND (y.status <> 'failed' OR j.blocks)
+                          AND y.status <> 'scheduled' AND (y.status <> 'failed' OR j.blocks)
                         ORDER BY y.id LIMIT 50) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
            AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
@@ -122,7 +121,7 @@ BEGIN
            -- What was put back, or in the place of a probe, or has just joined a line took the room of others.
            (count(*) < max_events AND ((SELECT count(*) FROM due) >= max_events
                                        OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind)))
-           OR EXISTS (SELECT FROM late)
+           OR EXISTS (SELECT FROM late) OR EXISTS (SELECT FROM judged j WHERE j.busy AND NOT j.behind)
       INTO ids, destinations, busy, more
       FROM chosen c;
 END

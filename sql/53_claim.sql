@@ -7,6 +7,8 @@ CREATE FUNCTION outbox._expand(v_ids bigint[], v_token bigint DEFAULT NULL) RETU
     SET jit = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    v_unwanted bigint[];
 BEGIN
     WITH target AS MATERIALIZED (
         SELECT e.id, e.claim_token, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
@@ -19,22 +21,25 @@ BEGIN
           FROM target t
           LEFT JOIN outbox.destination d ON d.since_token < t.claim_token AND t.event_type LIKE ANY (d.like_patterns)
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
-        RETURNING claim_token
+        RETURNING id, claim_token
     ), marked AS (
         UPDATE @extschema@.outbox_events e SET claim_token = NULL, expanded = true FROM target t WHERE e.id = t.id
+    ), recounted AS (
+        UPDATE outbox.claims c SET held = c.held + n.n
+          FROM (SELECT u.claim_token, sum(u.n) AS n
+                  FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
+                 GROUP BY u.claim_token) n
+         WHERE c.token = n.claim_token
     )
-    UPDATE outbox.claims c SET held = c.held + n.n
-      FROM (SELECT u.claim_token, sum(u.n) AS n
-              FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
-             GROUP BY u.claim_token) n
-     WHERE c.token = n.claim_token;
+    SELECT array_agg(t.id) INTO v_unwanted FROM target t WHERE NOT EXISTS (SELECT FROM listed l WHERE l.id = t.id);
+    -- Those whom all it was handed out for have been removed, or want its type no more.
+    PERFORM outbox._refresh(v_unwanted) WHERE v_unwanted IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION outbox._expand(bigint[], bigint) IS 'lists what claims hold of these events in outbox.delivery';
 
 CREATE FUNCTION outbox._advance_mark(mark bigint) RETURNS bigint
     LANGUAGE plpgsql STABLE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
 BEGIN
     RETURN coalesce(
@@ -53,11 +58,13 @@ CREATE FUNCTION outbox.claim(
     RETURNS SETOF outbox.claimed_event
     LANGUAGE plpgsql SECURITY DEFINER ROWS 100
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_now timestamptz;
     v_token bigint;
+    v_low bigint;
     v_mark bigint;
     v_head bigint;
     v_top bigint;
@@ -71,6 +78,7 @@ DECLARE
     v_fresh record;
     v_serve boolean;
     v_probe boolean;
+    v_due boolean;
     v_exhausted boolean := false;
     v_expanded boolean := false;
     v_more boolean := false;
@@ -80,16 +88,25 @@ DECLARE
 BEGIN
     PERFORM outbox._check_claim(max_events, lease);
     PERFORM outbox._lock();
-    PERFORM outbox._route_due(max_events);
+    v_now := clock_timestamp();
+    IF NOT outbox._is_recovered() THEN
+        PERFORM outbox._forget_earlier_starts();
+    END IF;
+    IF EXISTS (SELECT FROM outbox.delivery d
+                WHERE d.destination = '' AND d.status IN ('pending', 'scheduled') AND d.next_attempt_at <= v_now) THEN
+        PERFORM outbox._route_due(max_events, v_now);
+    END IF;
     SELECT bool_or(l.serve), bool_or(l.probe) INTO v_serve, v_probe FROM outbox._lanes(claim.destinations) l;
     IF NOT coalesce(v_serve OR v_probe, false) THEN
         RETURN;
     END IF;
     v_token := nextval('outbox.claim_token_seq');
-    v_head := outbox._claim_head();
-    v_mark := outbox._advance_mark(outbox._low_mark(true));
+    v_head := coalesce(outbox._claim_head(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
+    -- A statement of its own: what lowered the hint is seen only by a snapshot that is taken after it.
+    v_low := outbox._low_mark(true);
+    v_mark := outbox._advance_mark(v_low);
     -- A claim that is kept for long must not make every later walk longer.
-    IF v_head - v_mark > 20000 THEN
+    IF outbox._is_recovered() AND v_head - v_mark > 20000 THEN
         PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                       WHERE e.id BETWEEN v_mark AND v_head - 10000 AND e.claim_token IS NOT NULL));
         v_mark := outbox._advance_mark(v_mark);
@@ -97,11 +114,12 @@ BEGIN
 
     -- Fresh events first, then deliveries that are due, for which half of the room is kept; what they leave goes to fresh
     -- events again.
-    IF EXISTS (SELECT FROM outbox._lanes(claim.destinations) l
-                CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
-                                     WHERE d.destination = l.name AND d.status = 'pending'
-                                       AND d.next_attempt_at <= now() LIMIT 1) d
-                WHERE l.serve OR l.probe) THEN
+    v_due := EXISTS (SELECT FROM outbox._lanes(claim.destinations) l
+                      CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
+                                           WHERE d.destination = l.name AND d.status = 'pending'
+                                             AND d.next_attempt_at <= v_now LIMIT 1) d
+                      WHERE l.serve OR l.probe);
+    IF v_due THEN
         v_reserve := greatest(max_events / 2, (random() < 0.5)::int);
     END IF;
     FOR v_pass IN 1..2 LOOP
@@ -124,7 +142,8 @@ BEGIN
             END IF;
         END LOOP;
         v_top := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));
-        EXIT WHEN v_pass = 2 OR v_room <= 0;
+        -- A half-open circuit may have its probe in what was just parked.
+        EXIT WHEN v_pass = 2 OR v_room <= 0 OR NOT (v_due OR v_probe);
         SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy, d.more
           INTO v_due_ids, v_due_destinations, v_busy, v_more
           FROM outbox._claim_due(v_token, claim.destinations, v_mark, v_top, v_room) d;
@@ -132,6 +151,12 @@ BEGIN
         v_reserve := 0;
         IF v_busy IS NOT NULL THEN
             PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_top) f WHERE f.key = ANY (v_busy)));
+            v_expanded := true;
+        END IF;
+        IF cardinality(v_due_ids) > 0 THEN
+            -- Of these events, what claims hold for other destinations is listed now, while it can be told from this.
+            PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                                          WHERE e.id = ANY (v_due_ids) AND e.claim_token IS NOT NULL));
             v_expanded := true;
         END IF;
     END LOOP;
@@ -153,15 +178,18 @@ BEGIN
     VALUES (v_token, outbox._attachment(), outbox._boot(), clock_timestamp() + lease, v_ids || v_due_ids, v_count);
     PERFORM outbox._claims(1, clock_timestamp() + lease);
 
+    IF cardinality(v_due_ids) > 0 THEN
+        SELECT array_agg(u.id), array_agg(u.destinations::text) INTO v_ids, v_held
+          FROM (SELECT x.id, array_agg(x.destination ORDER BY x.destination) AS destinations
+                  FROM (SELECT f.id, unnest(f.held::text[]) AS destination FROM unnest(v_ids, v_held) AS f (id, held)
+                        UNION ALL
+                        SELECT d.id, d.destination FROM unnest(v_due_ids, v_due_destinations) AS d (id, destination)) x
+                 GROUP BY x.id) u;
+    END IF;
     RETURN QUERY
     SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
-           e.event_data, e.metadata, e.created_at, e.retry_count, h.destinations, v_token
-      FROM (SELECT u.id, array_remove(array_agg(u.destination ORDER BY u.destination), '') AS destinations
-              FROM (SELECT f.id, unnest(f.held::text[]) AS destination FROM unnest(v_ids, v_held) AS f (id, held)
-                    UNION ALL
-                    SELECT d.id, d.destination FROM unnest(v_due_ids, v_due_destinations) AS d (id, destination)) u
-             GROUP BY u.id) h
-      JOIN @extschema@.outbox_events e ON e.id = h.id
+           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_token
+      FROM unnest(v_ids, v_held) AS h (id, held) JOIN @extschema@.outbox_events e ON e.id = h.id
      ORDER BY e.id;
 END
 $$;

@@ -4,8 +4,6 @@
 -- Each token given holds one thing less. A claim's row goes when it holds nothing any more.
 CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
 AS $$
 DECLARE
     v_closed int;
@@ -63,7 +61,7 @@ BEGIN
       FROM (SELECT DISTINCT l.destination, l.key FROM unnest(v_destinations, v_keys) AS l (destination, key)) l
      CROSS JOIN LATERAL (
            SELECT x.id, x.status FROM outbox.delivery x
-            WHERE x.destination = l.destination AND x.aggregate_key = l.key
+            WHERE x.destination = l.destination AND x.aggregate_key = l.key AND x.status <> 'scheduled'
               AND (x.status <> 'failed'
                    OR EXISTS (SELECT FROM outbox.destination t
                                WHERE t.name = l.destination AND t.settings ->> 'on_failure' = 'block'))
@@ -88,8 +86,6 @@ COMMENT ON FUNCTION outbox._promote_all(text) IS 'moves on each line of a destin
 -- Delivered to every destination the claim handed out. The common case: no row but the event's is touched.
 CREATE FUNCTION outbox._delivered(v_tokens bigint[], v_ids bigint[]) RETURNS bigint
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -155,7 +151,7 @@ COMMENT ON FUNCTION outbox._left_line(bigint[], text[], bigint[], bigint[]) IS '
 
 -- Ends a settlement: consumers that wait for one to end are told.
 CREATE FUNCTION outbox._settled(v_changed boolean) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 BEGIN
     IF v_changed AND outbox._is_waiting() THEN
@@ -176,7 +172,9 @@ $$;
 COMMENT ON FUNCTION outbox._claim_ids(bigint) IS 'all events that a claim handed out';
 
 CREATE FUNCTION outbox.ack(claim_token bigint, ids bigint[] DEFAULT NULL) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 DECLARE
     v_ids bigint[];
@@ -251,6 +249,7 @@ BEGIN
     PERFORM outbox._lock();
     UPDATE outbox.claims c SET lease_until = clock_timestamp() + renew.lease WHERE c.token = ANY (renew.tokens);
     GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM outbox._claims(0, clock_timestamp() + renew.lease) WHERE v_count > 0;
     RETURN v_count;
 END
 $$;

@@ -50,7 +50,8 @@ COMMENT ON FUNCTION outbox._disable(text, text) IS 'a destination asked not to b
 CREATE FUNCTION outbox.settle(
     tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]', OUT settled bigint, OUT latencies float8[])
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -61,7 +62,8 @@ BEGIN
     IF tokens IS NULL OR ids IS NULL OR cardinality(tokens) <> cardinality(ids)
        OR coalesce(jsonb_typeof(exceptions), '') <> 'array' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'tokens and ids must be arrays of one length and exceptions a JSON array';
+            MESSAGE = 'tokens and ids must be arrays of one length and exceptions a JSON array',
+            HINT = 'Each id goes with the claim_token that it was handed out with.';
     END IF;
     PERFORM outbox._lock();
     IF cardinality(ids) > 0 THEN

@@ -6,7 +6,8 @@
 -- events are counted; a worker that comes back on a running server finds the counters right. Writers are not kept out:
 -- what they add while the rows are counted is added to the count.
 CREATE FUNCTION outbox._recover(v_count boolean) RETURNS timestamptz
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = on SET enable_hashjoin = on SET jit = off
 AS $$
 DECLARE
     v_counts record;
@@ -20,10 +21,7 @@ BEGIN
         RETURN clock_timestamp();
     END IF;
     PERFORM outbox._release_orphans();
-    -- Claims of consumers that don't wait for the disk may be lost in a crash: their tokens are not given out again, and
-    -- that is on disk before the first new one.
-    PERFORM set_config('synchronous_commit', 'local', true);
-    PERFORM setval('outbox.claim_token_seq', nextval('outbox.claim_token_seq') + 100000);
+    PERFORM outbox._forget_earlier_starts();
     -- On a server so busy that no moment is quiet the last count is nearly right, and the worker makes another.
     FOR v_try IN 1..100 LOOP
         PERFORM outbox._count_begin();
@@ -32,12 +30,12 @@ BEGIN
                count(*) FILTER (WHERE e.status = 'processed') AS processed,
                count(*) FILTER (WHERE e.status = 'failed') AS failed,
                min(e.id) FILTER (WHERE (e.status = 'pending' AND NOT e.expanded) OR e.claim_token IS NOT NULL) AS mark,
-               max(e.id) + 1 AS past_all
+               max(e.id) FILTER (WHERE e.claim_token IS NOT NULL) AS head, max(e.id) + 1 AS past_all
           INTO v_counts FROM @extschema@.outbox_events e
          WHERE outbox._count_from_here(v_try = 100);
         EXIT WHEN outbox._count_from_here(false);
     END LOOP;
-    PERFORM outbox._recovered(coalesce(v_counts.mark, v_counts.past_all, 1),
+    PERFORM outbox._recovered(coalesce(v_counts.mark, v_counts.past_all, 1), coalesce(v_counts.head, 0),
                               v_counts.pending, v_counts.processing, v_counts.processed, v_counts.failed,
                               (SELECT count(*) FROM outbox.claims));
     RETURN clock_timestamp();
@@ -45,33 +43,50 @@ END
 $$;
 COMMENT ON FUNCTION outbox._recover(boolean) IS 'rebuilds shared memory from the tables and releases the claims of the dead';
 
--- Claimed rows whose claim is unknown: they came with a restore, or with rows copied by hand.
+-- No session survives the server: what was claimed before is free. Claims of consumers that don't wait for the disk may
+-- have been lost in a crash: their tokens are not given out again, and that is on disk before the first new one.
+CREATE FUNCTION outbox._forget_earlier_starts() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.boot <> outbox._boot()))
+      WHERE EXISTS (SELECT FROM outbox.claims c WHERE c.boot <> outbox._boot());
+    PERFORM set_config('synchronous_commit', 'local', true);
+    PERFORM setval('outbox.claim_token_seq', nextval('outbox.claim_token_seq') + 100000);
+END
+$$;
+COMMENT ON FUNCTION outbox._forget_earlier_starts() IS 'ends all claims of earlier starts of the server';
+
+-- Claimed rows whose claim is unknown: they came with a restore, or with rows copied by hand. Where it can't be told any
+-- more to whom an event is owed, it is owed to all that want it.
 CREATE FUNCTION outbox._release_orphans() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
 DECLARE
-    v_back record;
+    v_expanded record;
 BEGIN
-    UPDATE @extschema@.outbox_events e SET expanded = true, claim_token = NULL
-     WHERE e.status = 'processing' AND e.expanded AND e.claim_token IS NOT NULL
-       AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token);
+    WITH lost AS (
+        UPDATE @extschema@.outbox_events e SET claim_token = NULL
+         WHERE e.status = 'processing' AND e.expanded AND e.claim_token IS NOT NULL
+           AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token)
+        RETURNING e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+    )
     INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
-    SELECT e.id, t.name, outbox._aggregate_key(e.aggregate_type, e.aggregate_id), 'pending', clock_timestamp()
-      FROM @extschema@.outbox_events e JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
-     WHERE e.status = 'processing' AND e.expanded AND e.claim_token IS NULL
-       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'processing')
+    SELECT l.id, t.name, l.key, 'pending', clock_timestamp()
+      FROM lost l JOIN outbox.destination t ON l.event_type LIKE ANY (t.like_patterns)
     ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
     UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL
      WHERE e.status = 'processing' AND NOT e.expanded
        AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token);
-    WITH back AS (
-        UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
-         WHERE d.status = 'processing' AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = d.claim_token)
-        RETURNING d.id
-    )
-    SELECT array_agg(b.id) AS ids INTO v_back FROM back b;
-    PERFORM outbox._refresh(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
-                                   WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL));
+    UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
+     WHERE d.status = 'processing' AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = d.claim_token);
+    SELECT array_agg(e.id) FILTER (WHERE e.listed) AS listed, array_agg(e.id) FILTER (WHERE NOT e.listed) AS unlisted
+      INTO v_expanded
+      FROM (SELECT e.id, EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id) AS listed
+              FROM @extschema@.outbox_events e
+             WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL) e;
+    PERFORM outbox._refresh(v_expanded.listed);
+    UPDATE @extschema@.outbox_events e SET status = 'pending', expanded = false WHERE e.id = ANY (v_expanded.unlisted);
 END
 $$;
 COMMENT ON FUNCTION outbox._release_orphans() IS 'gives back what an unknown claim seems to hold';
@@ -101,7 +116,6 @@ CREATE FUNCTION outbox._due() RETURNS timestamptz
 AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_retain timestamptz;
 BEGIN
     PERFORM outbox._lock();
     PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now))
@@ -111,7 +125,6 @@ BEGIN
     IF FOUND THEN
         PERFORM pg_notify('outbox_destinations', 'secret');
     END IF;
-    v_retain := outbox._retain();
     IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
                             UNION ALL SELECT '') t
                 CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
@@ -119,7 +132,7 @@ BEGIN
                                        AND d.next_attempt_at <= v_now LIMIT 1) x) THEN
         PERFORM outbox._wake('due');
     END IF;
-    RETURN least(outbox._next_due(), v_retain);
+    RETURN outbox._next_due();
 END
 $$;
 COMMENT ON FUNCTION outbox._due() IS 'does what is due and returns when the next thing is';
@@ -140,37 +153,34 @@ END
 $$;
 COMMENT ON FUNCTION outbox._release_attachment(bigint) IS 'releases the claims of a session that ended';
 
--- The announcements of events that are still to be claimed, as bytes in the database's encoding. body: as
--- outbox.notify_payload wants it; cut: without the data, marked as truncated; short: the identities alone.
-CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text,
-    OUT id bigint, OUT body bytea, OUT short bytea, OUT cut bytea) RETURNS SETOF record
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+-- The announcements of events, as bytes in the database's encoding. body: as outbox.notify_payload wants it; cut: without
+-- the data, marked as truncated; short: the identities alone. Data that can't fit is not even rendered.
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text)
+    RETURNS TABLE (id bigint, body bytea, short bytea, cut bytea)
+    LANGUAGE sql STABLE
 AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
     SELECT e.id,
-           convert_to(CASE v_mode WHEN 'id' THEN s.short
-                                  WHEN 'full' THEN left(m.body, -1) || ',"metadata":' || e.metadata::text
-                                                   || ',"event_data":' || e.event_data::text || '}'
-                                  ELSE m.body END, getdatabaseencoding()),
+           convert_to(CASE WHEN v_mode = 'id' THEN s.short
+                           WHEN v_mode = 'full' AND pg_column_size(e.event_data) + pg_column_size(e.metadata) > 65536 THEN m.cut
+                           WHEN v_mode = 'full' THEN left(m.body, -1) || ',"metadata":' || e.metadata::text
+                                                     || ',"event_data":' || e.event_data::text || '}'
+                           ELSE m.body END, getdatabaseencoding()),
            convert_to(CASE v_mode WHEN 'id' THEN s.short ELSE left(s.short, -1) || ',"truncated":true}' END,
                       getdatabaseencoding()),
-           CASE WHEN v_mode = 'full'
-                THEN convert_to(left(m.body, -1) || ',"truncated":true}', getdatabaseencoding()) END
+           CASE WHEN v_mode = 'full' THEN convert_to(m.cut, getdatabaseencoding()) END
       FROM unnest(v_ids) AS i (id)
-      JOIN @extschema@.outbox_events e ON e.id = i.id AND e.status = 'pending'
-     CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"}' AS short) s
-     CROSS JOIN LATERAL (SELECT left(s.short, -1)
+      JOIN @extschema@.outbox_events e ON e.id = i.id
+     CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"}' AS short OFFSET 0) s
+     CROSS JOIN LATERAL (SELECT b.body, left(b.body, -1) || ',"truncated":true}' AS cut
+                           FROM (SELECT left(s.short, -1)
                || ',"event_type":' || to_json(e.event_type)::text
                || ',"event_version":' || to_json(e.event_version)::text
                || ',"aggregate_type":' || coalesce(to_json(e.aggregate_type)::text, 'null')
                || ',"aggregate_id":' || coalesce(to_json(e.aggregate_id)::text, 'null')
                || ',"tenant_id":' || coalesce(to_json(e.tenant_id)::text, 'null')
-               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"}' AS body) m
-     ORDER BY e.id;
-END
+               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"}' AS body
+                                 OFFSET 0) b) m
+     ORDER BY e.id
 $$;
 COMMENT ON FUNCTION outbox._describe(bigint[], text) IS 'what a notification says of each event';

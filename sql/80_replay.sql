@@ -11,9 +11,10 @@ DECLARE
 BEGIN
     PERFORM outbox._require_destination(replay.destination) WHERE replay.destination IS NOT NULL;
     PERFORM outbox._lock();
-    SELECT e.id, e.event_type, e.status, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
+    -- Retention takes no turns: the row is kept from it until this is over.
+    SELECT e.id, e.event_type, e.status, e.claim_token, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
            e.status = 'failed' OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'failed') AS dead
-      INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id;
+      INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id FOR UPDATE;
     IF NOT FOUND OR NOT (v_event.dead OR v_event.status = 'processed') THEN
         RETURN false;
     END IF;
@@ -28,8 +29,8 @@ BEGIN
           FROM (SELECT d.name, d.like_patterns FROM outbox.destination d
                 UNION ALL
                 SELECT '', ARRAY['%'] WHERE NOT EXISTS (SELECT FROM outbox.destination)) t
-         WHERE NOT v_event.dead AND (t.name = replay.destination OR (replay.destination IS NULL
-                                      AND v_event.event_type LIKE ANY (t.like_patterns)))
+         WHERE (t.name = replay.destination AND v_event.claim_token IS NULL)
+            OR (replay.destination IS NULL AND NOT v_event.dead AND v_event.event_type LIKE ANY (t.like_patterns))
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
         RETURNING 1
     )

@@ -45,12 +45,16 @@ BEGIN
                           clock_timestamp() - a.xact_start) AS detail, a.xact_start AS since
               FROM pg_stat_activity a
              WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
-               AND a.backend_type <> 'walsender' AND a.datname = current_database()
+               AND a.datname = current_database()
+            UNION ALL
+            SELECT format('standby %s (pid %s), by hot_standby_feedback', coalesce(nullif(a.application_name, ''), '?'), a.pid), NULL
+              FROM pg_stat_activity a WHERE a.backend_type = 'walsender' AND age(a.backend_xmin) > 1000000
             UNION ALL
             SELECT format('prepared transaction %s', p.gid), p.prepared FROM pg_prepared_xacts p
             UNION ALL
             SELECT format('replication slot %s', s.slot_name), NULL FROM pg_replication_slots s
-             WHERE (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL) AND NOT s.active
+             WHERE (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL)
+               AND (NOT s.active OR greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000)
         )
         SELECT 'vacuum', count(*) FILTER (WHERE h.since IS NULL OR h.since < clock_timestamp() - interval '5 minutes') = 0,
                coalesce((array_agg(h.detail ORDER BY h.since NULLS FIRST))[1], 'nobody holds it back'),

@@ -2,6 +2,7 @@
 
 use crate::commit::note;
 use crate::counters::middle;
+use crate::note::Found;
 use crate::recount::{Seen, with_epoch};
 use crate::session;
 use crate::shmem::{self, NEVER, State};
@@ -41,12 +42,18 @@ fn low_mark(take_over: bool) -> i64 {
         return database.mark.load(SeqCst).min(database.hint.load(SeqCst));
     }
     let hint = database.hint.swap(NEVER, SeqCst);
+    note(|n| n.taken_hint = n.taken_hint.min(hint));
     database.mark.fetch_min(hint, SeqCst).min(hint)
 }
 
 #[pg_extern]
-fn claim_head() -> i64 {
-    shmem::current().map_or(0, |d| d.head.load(SeqCst))
+fn is_recovered() -> bool {
+    shmem::current().is_some_and(|d| d.recovered.load(SeqCst))
+}
+
+#[pg_extern]
+fn claim_head() -> Option<i64> {
+    shmem::current().filter(|d| d.recovered.load(SeqCst)).map(|d| d.head.load(SeqCst))
 }
 
 /// A snapshot taken before the hint was taken over may miss what the hint stood for: then the mark stays.
@@ -97,8 +104,8 @@ fn note_unrouted(n: i64) {
 }
 
 #[pg_extern]
-fn note_recovered(mark: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
-    note(|n| n.found = Some((mark, [pending, processing, processed, failed], open_claims)));
+fn note_recovered(mark: i64, head: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
+    note(|n| n.found = Some(Found { mark, head, by_status: [pending, processing, processed, failed], open_claims }));
 }
 
 /// From now on, until the query with `_count_from_here()`, a snapshot is being chosen.

@@ -84,8 +84,17 @@ unsafe extern "C-unwind" fn savepoint_ended(
     let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
     match event {
         SUBXACT_EVENT_COMMIT_SUB => NOTES.with(|notes| notes.release(level)),
-        SUBXACT_EVENT_ABORT_SUB => NOTES.with(|notes| notes.roll_back(level)),
+        SUBXACT_EVENT_ABORT_SUB => give_back_hint(NOTES.with(|notes| notes.roll_back(level))),
         _ => {}
+    }
+}
+
+/// A claim that took the hint over is undone, while an earlier one of the transaction may still set the mark.
+fn give_back_hint(taken: i64) {
+    if taken != NEVER
+        && let Some(database) = shmem::current()
+    {
+        database.hint.fetch_min(taken, SeqCst);
     }
 }
 
@@ -102,6 +111,8 @@ fn apply(note: &Note) {
     }
     let Some(database) = shmem::current() else { return };
     if note.dropped {
+        // Should the extension have been created anew meanwhile, nothing that is known holds of its tables.
+        database.recovered.store(false, SeqCst);
         database.stop.store(true, SeqCst);
         wake::worker_now(database);
         return;
@@ -117,10 +128,11 @@ fn apply(note: &Note) {
 fn apply_counters(note: &Note, database: &Database) {
     let counters = &database.counters;
     match note.found {
-        Some((mark, by_status, open_claims)) => {
-            database.mark.store(mark, SeqCst);
-            counters.add_by_status(by_status);
-            database.open_claims.store(open_claims, SeqCst);
+        Some(found) => {
+            database.mark.store(found.mark, SeqCst);
+            database.head.store(found.head, SeqCst);
+            counters.add_by_status(found.by_status);
+            database.open_claims.store(found.open_claims, SeqCst);
             database.recovered.store(true, SeqCst);
         }
         None => {
@@ -163,8 +175,10 @@ fn announce(note: &Note, database: &Database) -> bool {
         }
     }
     let due_earlier = note.due < database.next_due.fetch_min(note.due, SeqCst);
+    let scheduled_earlier = note.scheduled < database.scheduled_due.fetch_min(note.scheduled, SeqCst);
     let lease_earlier = note.lease_due < database.lease_due.fetch_min(note.lease_due, SeqCst);
     due_earlier
+        || scheduled_earlier
         || lease_earlier
         || overflow
         || !note.ids.is_empty()

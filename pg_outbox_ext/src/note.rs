@@ -12,6 +12,15 @@ pub const MAX_IDS: usize = 1000;
 /// Latencies remembered for one transaction.
 const MAX_LATENCIES: usize = 100_000;
 
+/// What recovery found in the tables.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    pub mark: i64,
+    pub head: i64,
+    pub by_status: ByStatus,
+    pub open_claims: i64,
+}
+
 #[derive(Debug, Clone)]
 pub struct Note {
     level: i32,
@@ -19,6 +28,8 @@ pub struct Note {
     pub overflow: bool,
     /// Lowest id that became fresh.
     pub min_id: i64,
+    /// The hint that a claim took over; given back if the claim rolls back alone.
+    pub taken_hint: i64,
     pub by_status: ByStatus,
     pub published: i64,
     pub processed: i64,
@@ -26,6 +37,8 @@ pub struct Note {
     pub unrouted: i64,
     pub latencies: Vec<u8>,
     pub due: i64,
+    /// When the first of the events that are scheduled can go.
+    pub scheduled: i64,
     pub lease_due: i64,
     pub claims: i64,
     pub wake_due: bool,
@@ -33,8 +46,7 @@ pub struct Note {
     pub waiting: Option<bool>,
     /// The low-water mark and the head of the claims.
     pub mark: Option<(i64, i64)>,
-    /// As recovery found them: the mark, the counted events, the open claims.
-    pub found: Option<(i64, ByStatus, i64)>,
+    pub found: Option<Found>,
     pub recover: bool,
     pub launch: bool,
     pub dropped: bool,
@@ -47,6 +59,7 @@ impl Note {
             ids: Vec::new(),
             overflow: false,
             min_id: NEVER,
+            taken_hint: NEVER,
             by_status: [0; 4],
             published: 0,
             processed: 0,
@@ -54,6 +67,7 @@ impl Note {
             unrouted: 0,
             latencies: Vec::new(),
             due: NEVER,
+            scheduled: NEVER,
             lease_due: NEVER,
             claims: 0,
             wake_due: false,
@@ -87,6 +101,7 @@ impl Note {
             && self.found.is_none()
             && self.waiting.is_none()
             && self.claims == 0
+            && self.taken_hint == NEVER
             && self.lease_due == NEVER
             && self.unrouted == 0
             && self.processed == 0
@@ -101,6 +116,7 @@ impl Note {
         }
         self.overflow |= inner.overflow;
         self.min_id = self.min_id.min(inner.min_id);
+        self.taken_hint = self.taken_hint.min(inner.taken_hint);
         for (sum, d) in self.by_status.iter_mut().zip(inner.by_status) {
             *sum += d;
         }
@@ -112,6 +128,7 @@ impl Note {
             self.latency(bucket);
         }
         self.due = self.due.min(inner.due);
+        self.scheduled = self.scheduled.min(inner.scheduled);
         self.lease_due = self.lease_due.min(inner.lease_due);
         self.claims += inner.claims;
         self.wake_due |= inner.wake_due;
@@ -157,9 +174,13 @@ impl Notes {
         }
     }
 
-    /// The savepoint of this level rolled back.
-    pub fn roll_back(&mut self, level: i32) {
-        self.0.retain(|note| note.level < level);
+    /// The savepoint of this level rolled back. Returns the hint that was taken over in it.
+    pub fn roll_back(&mut self, level: i32) -> i64 {
+        let mut taken = NEVER;
+        while let Some(top) = self.0.pop_if(|top| top.level >= level) {
+            taken = taken.min(top.taken_hint);
+        }
+        taken
     }
 
     /// Everything that was noted, as one; the transaction is over.
@@ -185,8 +206,9 @@ mod tests {
         notes.at(1).list(1);
         notes.at(2).list(2);
         notes.at(3).list(3);
+        notes.at(3).taken_hint = 5;
         notes.release(3);
-        notes.roll_back(2);
+        assert_eq!(notes.roll_back(2), 5);
         notes.at(1).list(4);
         assert_eq!(notes.take().expect("something was noted").ids, [1, 4]);
     }
@@ -197,7 +219,7 @@ mod tests {
         notes.at(4).list(7);
         notes.release(4);
         notes.release(3);
-        notes.roll_back(3);
+        assert_eq!(notes.roll_back(3), NEVER);
         assert_eq!(notes.take().expect("something was noted").ids, [7]);
         assert!(notes.take().is_none());
     }

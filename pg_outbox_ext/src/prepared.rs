@@ -10,7 +10,7 @@ use crate::shmem::{self, Database, NEVER};
 use crate::{commit, wake};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering::*};
 
 #[repr(C)]
 pub struct Prepared {
@@ -18,11 +18,18 @@ pub struct Prepared {
     name: AtomicU64,
     transaction: AtomicU64,
     min_id: AtomicI64,
+    /// Those that are announced by name; -1: more than that.
+    ids: [AtomicI64; IDS],
+    len: AtomicI32,
     by_status: [AtomicI64; 4],
     published: AtomicI64,
     due: AtomicI64,
+    scheduled: AtomicI64,
     launch: AtomicBool,
 }
+
+/// Events of a prepared transaction that a notification names; with more it says that there are many.
+const IDS: usize = 8;
 
 /// The name of a place that is being filled.
 const TAKEN: u64 = u64::MAX;
@@ -52,11 +59,16 @@ impl Prepared {
     fn fill(&self, note: Option<&Note>) {
         self.transaction.store(commit::transaction(), Relaxed);
         self.min_id.store(note.map_or(NEVER, |n| n.min_id), Relaxed);
+        let ids = note.map_or(&[][..], |n| &n.ids);
+        self.ids.iter().zip(ids).for_each(|(place, id)| place.store(*id, Relaxed));
+        let all = ids.len() <= IDS && !note.is_some_and(|n| n.overflow);
+        self.len.store(if all { ids.len() as i32 } else { -1 }, Relaxed);
         for (place, changes) in self.by_status.iter().zip(note.map_or([0; 4], |n| n.by_status)) {
             place.store(changes, Relaxed);
         }
         self.published.store(note.map_or(0, |n| n.published), Relaxed);
         self.due.store(note.map_or(NEVER, |n| n.due), Relaxed);
+        self.scheduled.store(note.map_or(NEVER, |n| n.scheduled), Relaxed);
         self.launch.store(note.is_some_and(|n| n.launch), Relaxed);
     }
 
@@ -68,7 +80,15 @@ impl Prepared {
         let min_id = self.min_id.load(Relaxed);
         if min_id != NEVER {
             database.hint.fetch_min(min_id, SeqCst);
+        }
+        let named = usize::try_from(self.len.load(Relaxed)).ok().and_then(|len| self.ids.get(..len));
+        if !named.is_some_and(|ids| ids.iter().all(|id| database.ring.push(id.load(Relaxed)))) {
             database.overflow.store(true, SeqCst);
+        }
+        let scheduled = self.scheduled.load(Relaxed);
+        if scheduled != NEVER {
+            database.scheduled_due.fetch_min(scheduled, SeqCst);
+            database.wake_due.store(true, SeqCst);
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct Database {
     pub waiting: AtomicBool,
 
     pub next_due: AtomicI64,
+    /// When the first scheduled event can go that no claim has seen yet, or later ones may hide behind it.
+    pub scheduled_due: AtomicI64,
     pub lease_due: AtomicI64,
     pub open_claims: AtomicI64,
     pub ended_attachments: AtomicU32,
@@ -89,7 +91,7 @@ impl Database {
         self.worker_latch.store(std::ptr::null_mut(), Relaxed);
         self.mark.store(0, Relaxed);
         self.head.store(0, Relaxed);
-        for never in [&self.hint, &self.next_due, &self.lease_due] {
+        for never in [&self.hint, &self.next_due, &self.scheduled_due, &self.lease_due] {
             never.store(NEVER, Relaxed);
         }
         self.open_claims.store(0, Relaxed);

@@ -88,8 +88,11 @@ fn inserted(row: &Row, note: &mut Note) {
     note.published += 1;
     note.min_id = note.min_id.min(id);
     match row.int(column::AVAILABLE_AT) {
-        // A claim gives it its place among what is due later.
-        Some(at) if at > wake::now() => note.wake_due = true,
+        // A claim gives it its place among what is due later; should there be none until then, the timer asks for one.
+        Some(at) if at > wake::now() => {
+            note.wake_due = true;
+            note.scheduled = note.scheduled.min(at);
+        }
         _ => note.list(id),
     }
 }

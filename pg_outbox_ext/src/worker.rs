@@ -16,7 +16,7 @@ use crate::pack::{self, Described};
 use crate::shmem::{self, Database, NEVER, State};
 use crate::{guc, session, wake};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
-use pgrx::datum::DatumWithOid;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use pgrx::spi::OwnedPreparedStatement;
 use std::ffi::CString;
@@ -28,9 +28,6 @@ const GATHER: i64 = 2000;
 
 /// Ids described in one transaction.
 const BATCH: usize = 2048;
-
-/// PostgreSQL's epoch in microseconds of Unix's.
-const EPOCH: i64 = 946_684_800_000_000;
 
 unsafe extern "C-unwind" {
     /// PostgreSQL's handler of SIGTERM (tcop/tcopprot.h), without pgrx's wrapper.
@@ -140,11 +137,10 @@ fn extension_is_here() -> bool {
     })
 }
 
-/// Runs a statement that returns a moment in microseconds of Unix's epoch, or null.
+/// Runs a statement that returns a moment; null and infinity are never.
 fn call(statement: &str, arguments: &[DatumWithOid<'_>]) -> i64 {
-    match Spi::get_one_with_args::<i64>(statement, arguments) {
-        Ok(Some(micros)) => micros - EPOCH,
-        Ok(None) => NEVER,
+    match Spi::get_one_with_args::<TimestampWithTimeZone>(statement, arguments) {
+        Ok(moment) => moment.map_or(NEVER, TimestampWithTimeZone::into_inner),
         Err(e) => error!("{statement}: {e}"),
     }
 }
@@ -160,6 +156,12 @@ fn settings() {
         ("lock_timeout", "0"),
         // It works beside the application, in one process.
         ("max_parallel_workers_per_gather", "0"),
+        // Its statements are few and always the same.
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_seqscan", "off"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("jit", "off"),
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         ("transaction_timeout", "0"),
     ];
@@ -219,9 +221,7 @@ impl Worker {
     fn recover(&mut self) {
         let count = !self.database.recovered.load(SeqCst);
         self.database.next_due.store(NEVER, SeqCst);
-        let next = transaction(c"recovering", || {
-            call("SELECT (extract(epoch FROM outbox._recover($1)) * 1000000)::bigint", &[count.into()])
-        });
+        let next = transaction(c"recovering", || call("SELECT outbox._recover($1)", &[count.into()]));
         self.database.next_due.fetch_min(next, SeqCst);
         self.unreported = true;
     }
@@ -244,16 +244,19 @@ impl Worker {
 
     fn do_what_is_due(&mut self) -> bool {
         let (now, database) = (wake::now(), self.database);
+        if database.scheduled_due.load(SeqCst) <= now {
+            database.scheduled_due.store(NEVER, SeqCst);
+            database.wake_due.store(true, SeqCst);
+        }
         let lease_over = database.lease_due.load(SeqCst) <= now;
         if lease_over && database.open_claims.load(SeqCst) <= 0 {
             database.lease_due.store(NEVER, SeqCst);
         } else if lease_over || database.next_due.load(SeqCst) <= now {
             database.next_due.store(NEVER, SeqCst);
             database.lease_due.store(NEVER, SeqCst);
-            let next = transaction(c"doing what is due", || {
-                call("SELECT (extract(epoch FROM outbox._due()) * 1000000)::bigint", &[])
-            });
-            database.next_due.fetch_min(next, SeqCst);
+            let due = transaction(c"doing what is due", || call("SELECT outbox._due()", &[]));
+            let retain = transaction(c"removing processed events", || call("SELECT outbox._retain()", &[]));
+            database.next_due.fetch_min(due.min(retain), SeqCst);
             self.unreported = true;
             return true;
         }
@@ -333,7 +336,7 @@ impl Worker {
     fn until_due(&self) -> Option<i64> {
         let database = self.database;
         let lease = if database.open_claims.load(SeqCst) > 0 { database.lease_due.load(SeqCst) } else { NEVER };
-        let due = database.next_due.load(SeqCst).min(lease);
+        let due = database.next_due.load(SeqCst).min(database.scheduled_due.load(SeqCst)).min(lease);
         // A day at most: WaitLatch counts milliseconds in 32 bits.
         (due != NEVER).then(|| ((due - wake::now()).max(0) / 1000 + 1).min(86_400_000))
     }

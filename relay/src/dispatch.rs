@@ -225,7 +225,9 @@ impl Dispatcher {
                 self.reloading = false;
                 self.more = true;
                 self.lanes.update(specs);
-                if !self.stale_destinations && let Some(batch) = self.kept.take() {
+                if !self.stale_destinations
+                    && let Some(batch) = self.kept.take()
+                {
                     self.claimed(batch);
                 }
             }

@@ -187,9 +187,10 @@ async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: I
     trace::step("sent", &item.event.event_id, Some(&name));
     let outcome = match &*target {
         // A fault of the relay's own costs this event an attempt, and the lane goes on.
-        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event)).catch_unwind().await.unwrap_or_else(|_| {
-            Outcome::Failed { error: "the relay failed, see its log".into(), retry_in: None }
-        }),
+        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Outcome::Failed { error: "the relay failed, see its log".into(), retry_in: None }),
         Err(error) => Outcome::Gone { error: error.clone() },
     };
     (epoch, line, item, outcome)

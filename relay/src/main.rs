@@ -80,13 +80,15 @@ fn start(command: &Command) -> Result<bool> {
         .enable_all()
         .build()
         .map_err(|error| Error::Server(format!("can't start the runtime: {error}")))?;
-    let done = runtime.block_on(async {
-        let environment = Environment::new(&config).map_err(|error| Error::Configuration(error.to_string()))?;
-        match command {
-            Command::Run(_) => run(config, connector, Arc::new(environment)).await.map(|()| true),
-            Command::Check(_) => Ok(check::check(&config, &connector, &environment).await),
-        }
-    });
+    let environment = Arc::new(Environment::new(&config).map_err(|error| Error::Configuration(error.to_string()))?);
+    let done = match command {
+        // On a thread of the runtime: the connections' tasks are there too, and need not wake another thread.
+        Command::Run(_) => runtime
+            .block_on(runtime.spawn(run(config, connector, environment)))
+            .unwrap_or_else(|error| Err(Error::Server(format!("the relay failed: {error}"))))
+            .map(|()| true),
+        Command::Check(_) => Ok(runtime.block_on(check::check(&config, &connector, &environment))),
+    };
     runtime.shutdown_background();
     done
 }
