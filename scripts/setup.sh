@@ -10,11 +10,12 @@ command -v cargo >/dev/null || die "Rust is missing: install it from https://rus
 command -v cc >/dev/null || die "a C compiler is missing: install gcc or clang, then try again"
 
 # PG_CONFIG names another PostgreSQL: then only the tools around it are needed.
+given() { [ -n "${PG_CONFIG:-}" ] && [ -e "$("$PG_CONFIG" "--$1")/$2" ]; }
 missing=()
 have() { [ -e "$1" ] || missing+=("$2"); }
 libclang() { compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null; }
-server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
-headers() { compgen -G '/usr/include/postgresql/*/server/postgres.h' >/dev/null; }
+server() { given bindir postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
+headers() { given includedir-server postgres.h || compgen -G '/usr/include/postgresql/*/server/postgres.h' >/dev/null; }
 
 server || missing+=(postgresql)
 headers || missing+=(postgresql-server-dev-all)

@@ -18,6 +18,16 @@ $$;
 COMMENT ON FUNCTION outbox.relay_destinations() IS
     'destinations with their secrets, the current one first, and their timeouts in seconds; for the relay''s role alone';
 
+CREATE FUNCTION outbox.claimed_attempts(claim_token bigint)
+    RETURNS TABLE (id bigint, destination text, attempts int)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT d.id, d.destination, d.attempts FROM outbox.delivery d
+     WHERE d.claim_token = claimed_attempts.claim_token AND d.attempts > 0
+$$;
+COMMENT ON FUNCTION outbox.claimed_attempts(bigint) IS
+    'of what a claim holds: the deliveries that were tried before, and how often they failed';
+
 CREATE FUNCTION outbox.register_default() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

@@ -1,8 +1,8 @@
 //! The command line. Every setting is also an environment variable and a key of the file; see [`crate::config`].
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Publishes the events of pg_outbox to RabbitMQ and to signed webhooks.
@@ -50,9 +50,9 @@ pub struct Options {
     /// Key of the client certificate for amqps
     #[arg(long, env = "AMQP_CLIENT_KEY", value_name = "FILE")]
     pub amqp_client_key: Option<PathBuf>,
-    /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
+    /// Host and port of /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
     #[arg(long, env = "HTTP_LISTEN", value_name = "ADDRESS")]
-    pub http_listen: Option<SocketAddr>,
+    pub http_listen: Option<String>,
     /// Name shown in outbox.health() [default: host:pid]
     #[arg(long, env = "OUTBOX_CONSUMER", value_name = "NAME")]
     pub consumer: Option<String>,
@@ -80,6 +80,26 @@ pub struct Options {
     /// error, warn, info, debug, trace, or directives such as outbox_relay::trace=debug [default: info]
     #[arg(long, env = "OUTBOX_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+/// What is wrong with the command line, in one line. It shows no value: any could be a connection string.
+pub fn describe(error: &clap::Error) -> String {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) if name.starts_with('-') => name.split('=').next().unwrap_or_default(),
+        _ => "",
+    };
+    let what = match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return "no command: use `outbox-relay run` or `outbox-relay check`".into();
+        }
+        ErrorKind::InvalidSubcommand => "unknown command: it is run or check",
+        ErrorKind::UnknownArgument if argument.is_empty() => "an argument that belongs to no flag",
+        ErrorKind::UnknownArgument => "unknown flag",
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => "invalid value for",
+        ErrorKind::ArgumentConflict => "given twice:",
+        _ => "wrong usage",
+    };
+    format!("{} (see --help)", format!("{what} {argument}").trim_end())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]

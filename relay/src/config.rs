@@ -1,6 +1,6 @@
 //! The configuration, from flags, environment and file, checked as a whole. An error is one line and shows no password.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ struct File {
     amqp_ca_cert: Option<PathBuf>,
     amqp_client_cert: Option<PathBuf>,
     amqp_client_key: Option<PathBuf>,
-    http_listen: Option<SocketAddr>,
+    http_listen: Option<String>,
     consumer: Option<String>,
     max_in_flight: Option<usize>,
     max_bytes_in_flight: Option<usize>,
@@ -86,7 +86,6 @@ impl Config {
             client_key: o.amqp_client_key.clone().or(file.amqp_client_key),
         });
         amqp.as_ref().map_or(Ok(()), check_amqp)?;
-        let default_listen = SocketAddr::from(([127, 0, 0, 1], 9464));
         Ok(Config {
             database: ConnInfo::parse(&database_url)?,
             amqp,
@@ -95,7 +94,7 @@ impl Config {
                 .clone()
                 .or(file.webhook_allow_networks)
                 .unwrap_or_default(),
-            http_listen: o.http_listen.or(file.http_listen).unwrap_or(default_listen),
+            http_listen: listen(text(&o.http_listen).or(text(&file.http_listen)))?,
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
             grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
@@ -121,12 +120,21 @@ fn read_file(path: &Path) -> Result<File> {
         let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
         let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
         // The message names keys and types, and the line that it would quote may hold a password.
-        wrong(format!("{}{line}: {}", path.display(), first_line(error.message())))
+        let message = error.message().lines().next().unwrap_or_default();
+        wrong(format!("{}{line}: {message}", path.display()))
     })
 }
 
 fn parse_file(text: &str) -> std::result::Result<File, toml::de::Error> {
     toml::from_str(text)
+}
+
+fn listen(given: Option<String>) -> Result<SocketAddr> {
+    let address = given.unwrap_or_else(|| "127.0.0.1:9464".into());
+    let found = address.trim().to_socket_addrs().ok().and_then(|mut all| all.next());
+    found.ok_or_else(|| {
+        wrong(format!("HTTP_LISTEN must be a host and a port, such as 127.0.0.1:9464 or [::1]:9464, not {address:?}"))
+    })
 }
 
 fn check_tuning(tuning: &Tuning) -> Result<()> {
@@ -170,34 +178,11 @@ fn consumer(given: Option<String>) -> Result<String> {
     }
 }
 
-/// The first line of a message, without the credentials of any URL or connection string in it.
-pub fn first_line(message: &str) -> String {
-    let line = message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    let mut out = String::new();
-    for (i, word) in line.split(' ').enumerate() {
-        if i > 0 {
-            out.push(' ');
-        }
-        out.push_str(&redact(word));
-    }
-    out
-}
-
-fn redact(word: &str) -> String {
-    if let Some((scheme, rest)) = word.split_once("://")
-        && let Some((_, host)) = rest.rsplit_once('@')
-    {
-        return format!("{scheme}://…@{host}");
-    }
-    match word.split_once("password=") {
-        Some((before, _)) => format!("{before}password=…"),
-        None => word.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
 
     fn options() -> Options {
         Options { database_url: Some("postgres://u:pw@h/db".into()), ..Options::default() }
@@ -242,8 +227,32 @@ mod tests {
             assert!(!error.contains("hunter2") && !error.contains('\n'), "{error}");
         }
         std::fs::remove_file(&dir).unwrap();
-        let shown = first_line("error: unexpected 'postgres://u:hunter2@h/db' and password=hunter2\n\nUsage");
-        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_line_that_shows_no_value() {
+        for arguments in [
+            &["run", "postgres://u:hunter2@h/db"][..],
+            &["run", "--database-ur=postgres://u:hunter2@h/db"],
+            &["run", "--lease", "hunter2"],
+            &["hunter2"],
+            &["run", "--log-format=hunter2"],
+            &["run", "--lease=1", "--lease=hunter2"],
+            &[],
+        ] {
+            let error = Cli::try_parse_from([&["outbox-relay"], arguments].concat()).err().expect("wrong");
+            let shown = crate::cli::describe(&error);
+            assert!(!shown.contains("hunter2") && !shown.contains('\n') && shown.len() > 10, "{arguments:?}: {shown}");
+        }
+    }
+
+    #[test]
+    fn addresses_to_listen_on_may_be_names_and_empty_means_the_default() {
+        for (given, expected) in [("", "127.0.0.1:9464"), ("[::1]:7", "[::1]:7"), ("127.0.0.2:8", "127.0.0.2:8")] {
+            assert_eq!(listen(text(&Some(given.into()))).ok().map(|at| at.to_string()), Some(expected.into()));
+        }
+        assert_eq!(listen(Some("localhost:80".into())).ok().map(|at| at.port()), Some(80));
+        assert!(listen(Some("9464".into())).is_err());
     }
 
     #[test]

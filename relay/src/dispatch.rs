@@ -3,7 +3,7 @@
 //! at which something that is held is due, and with nothing held there is none.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -13,7 +13,7 @@ use tokio_postgres::Notification;
 
 use crate::config::Tuning;
 use crate::destination::{Environment, Spec};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lane::Done;
 use crate::lanes::{Lanes, Limits};
 use crate::ledger::{Ended, Ledger, Settlement};
@@ -22,6 +22,9 @@ use crate::shutdown::Shutdown;
 use crate::store::{Claimed, Store};
 use crate::trace;
 use crate::window::Plan;
+
+/// A server may be busy for a while: with a recovery, or with what an operator asked for.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// What a claim brought, and what was asked for.
 struct Batch {
@@ -140,8 +143,13 @@ impl Dispatcher {
         [self.look_again, self.ledger.next_renewal()].into_iter().flatten().min()
     }
 
+    /// What is unanswered for longer than any lease ends the session: all that it holds has gone to others by then.
     fn query(&mut self, query: impl Future<Output = Result<Answer>> + Send + 'static) {
-        self.queries.push(Box::pin(query));
+        let limit = self.tuning.lease.max(SHORTEST_SILENCE);
+        self.queries.push(Box::pin(async move {
+            let silent = |_| Error::Server(format!("PostgreSQL did not answer within {} s", limit.as_secs()));
+            tokio::time::timeout(limit, query).await.map_err(silent)?
+        }));
     }
 
     fn claim(&mut self, now: Instant, turn: bool) {
@@ -264,7 +272,8 @@ impl Dispatcher {
         self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at);
         let event = claimed.event.map(Arc::new).filter(|_| !self.stopping);
         for destination in &claimed.destinations {
-            let given = event.as_ref().is_some_and(|e| self.lanes.give(destination, key, claimed.size, e));
+            let attempt = claimed.attempts.get(destination).copied().unwrap_or(0) + 1;
+            let given = event.as_ref().is_some_and(|e| self.lanes.give(destination, key, claimed.size, attempt, e));
             if !given {
                 self.metrics.released.inc();
                 self.more = true;

@@ -23,6 +23,8 @@ pub struct Item {
     pub key: Key,
     pub line: Line,
     pub size: usize,
+    /// At this destination, from 1 on.
+    pub attempt: u32,
     pub event: Arc<Event>,
 }
 
@@ -187,7 +189,7 @@ async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: I
     trace::step("sent", &item.event.event_id, Some(&name));
     let outcome = match &*target {
         // A fault of the relay's own costs this event an attempt, and the lane goes on.
-        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event))
+        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt))
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Outcome::Failed { error: "the relay failed, see its log".into(), retry_in: None }),

@@ -111,14 +111,14 @@ impl Lanes {
     }
 
     /// Gives an event to one of its destinations, unless that one has no room or is not served.
-    pub fn give(&mut self, destination: &str, key: Key, size: usize, event: &Arc<Event>) -> bool {
+    pub fn give(&mut self, destination: &str, key: Key, size: usize, attempt: u32, event: &Arc<Event>) -> bool {
         let Some(lane) = self.lanes.iter_mut().find(|lane| !lane.retired && *lane.name == *destination) else {
             return false;
         };
         if !lane.window.admit(size) {
             return false;
         }
-        lane.batch.push(Item { key, line: line_of(event), size, event: event.clone() });
+        lane.batch.push(Item { key, line: line_of(event), size, attempt, event: event.clone() });
         true
     }
 

@@ -39,7 +39,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, LogFormat};
-use crate::config::{Config, first_line};
+use crate::config::Config;
 use crate::destination::Environment;
 use crate::error::{EXIT_CONFIGURATION, Error, Result};
 use crate::metrics::Metrics;
@@ -56,8 +56,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            let line = first_line(&error.to_string());
-            eprintln!("outbox-relay: {}", line.trim_start_matches("error: "));
+            eprintln!("outbox-relay: {}", cli::describe(&error));
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };

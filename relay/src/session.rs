@@ -18,6 +18,9 @@ use crate::postgres::Connector;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 
+/// Until a session listens and is attached; beyond that something stands in the way that may be gone at the next try.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The session that is at work, for those that only want to ask it something.
 #[derive(Clone, Default)]
 pub struct Current(Arc<Mutex<Option<Arc<Store>>>>);
@@ -71,7 +74,7 @@ impl Sessions {
         let (notified, mut notifications) = unbounded_channel();
         let open = async {
             let claims = self.connector.connect(Some(notified)).await?;
-            let settles = self.connector.connect(None).await?;
+            let settles = self.connector.connect_beside(&claims).await?;
             let store = Store::open(claims.client, settles.client, &self.config.consumer, claims.utf8).await?;
             if self.config.amqp.is_some() && store.register_default().await? {
                 tracing::info!("no destination yet: registered the default one, rabbitmq");
@@ -79,7 +82,9 @@ impl Sessions {
             Ok::<_, Error>((Arc::new(store), claims.driver, settles.driver))
         };
         let (store, mut claims, mut settles) = tokio::select! {
-            opened = open => opened?,
+            opened = tokio::time::timeout(OPEN_TIMEOUT, open) => opened.unwrap_or_else(|_| {
+                Err(Error::Server(format!("PostgreSQL let nobody attach within {} s", OPEN_TIMEOUT.as_secs())))
+            })?,
             () = self.shutdown.requested() => return Ok(()),
         };
         self.current.set(Some(store.clone()));

@@ -3,6 +3,7 @@
 //! Two sessions: the first listens, is attached and claims, so that its end, however it comes, gives back what it claimed;
 //! the second settles, so that neither waits for the other's answers.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
@@ -17,6 +18,7 @@ use crate::error::Result;
 const CLAIM: &str = "SELECT id, event_id, event_type, event_version, aggregate_type, aggregate_id, tenant_id, \
      event_data, metadata, created_at, retry_count, destinations, claim_token \
      FROM outbox.claim($1::int, $2::text[], $3::float8 * interval '1 second')";
+const ATTEMPTS: &str = "SELECT id, destination, attempts FROM outbox.claimed_attempts($1)";
 const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
 const RENEW: &str = "SELECT outbox.renew($1::bigint[], $2::float8 * interval '1 second')";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings, secrets, max_attempts \
@@ -31,6 +33,10 @@ pub struct Claimed {
     pub event_id: Uuid,
     pub created_at: SystemTime,
     pub destinations: Vec<String>,
+    /// Attempts that failed so far, of the destinations that have any.
+    pub attempts: HashMap<String, u32>,
+    /// The most attempts that failed at one destination.
+    retries: i32,
     /// Bytes of payload and metadata.
     pub size: usize,
     /// `None`: the claim brought more bytes than were asked for, and this one was let go.
@@ -101,6 +107,10 @@ impl Store {
             let one = read_claimed(&row, taken < bytes)?;
             taken += one.size;
             claimed.push(one);
+        }
+        if let Some(retried) = claimed.iter().find(|one| one.retries > 0) {
+            let attempts = self.claims.query(ATTEMPTS, &[&retried.token]).await?;
+            add_attempts(&mut claimed, &attempts)?;
         }
         Ok(claimed)
     }
@@ -189,6 +199,8 @@ fn read_claimed(row: &Row, keep: bool) -> Result<Claimed> {
         event_id: row.try_get(1)?,
         created_at: row.try_get(9)?,
         destinations: row.try_get(11)?,
+        attempts: HashMap::new(),
+        retries: row.try_get(10)?,
         size: data.0.len() + metadata.0.len(),
         event: None,
     };
@@ -199,7 +211,6 @@ fn read_claimed(row: &Row, keep: bool) -> Result<Claimed> {
 }
 
 fn read_event(row: &Row, claimed: &Claimed, data: JsonText<'_>, metadata: JsonText<'_>) -> Result<Event> {
-    let retries: i32 = row.try_get(10)?;
     Ok(Event {
         event_id: claimed.event_id,
         event_type: row.try_get(2)?,
@@ -210,8 +221,17 @@ fn read_event(row: &Row, claimed: &Claimed, data: JsonText<'_>, metadata: JsonTe
         event_data: data.0.to_owned(),
         metadata: serde_json::from_str(metadata.0).unwrap_or_default(),
         created_at: claimed.created_at,
-        attempt: u32::try_from(retries).unwrap_or(0) + 1,
     })
+}
+
+fn add_attempts(claimed: &mut [Claimed], rows: &[Row]) -> Result<()> {
+    let mut by_id: HashMap<i64, &mut Claimed> = claimed.iter_mut().map(|one| (one.id, one)).collect();
+    for row in rows {
+        if let Some(one) = by_id.get_mut(&row.try_get(0)?) {
+            one.attempts.insert(row.try_get(1)?, u32::try_from(row.try_get::<_, i32>(2)?).unwrap_or(0));
+        }
+    }
+    Ok(())
 }
 
 /// A json or jsonb value as its text, unparsed.

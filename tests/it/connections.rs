@@ -183,3 +183,19 @@ async fn of_several_hosts_the_primary_is_used() -> Result<()> {
     session.batch_execute("SELECT outbox.publish('to.first', '{}')").await?;
     session.until(processed, LONG).await
 }
+
+/// It accepts in the kernel's name and says nothing, as a server that stands still does.
+#[tokio::test]
+async fn a_host_that_says_nothing_does_not_hide_the_next() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database().await?;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let url = cluster.url(&database);
+    let both = url.replace(
+        &format!(":{}/", cluster.port()),
+        &format!(":{},127.0.0.1:{}/", silent.local_addr()?.port(), cluster.port()),
+    );
+    assert_ne!(both, url);
+    let _relay = Relay::with(&both, None, &[]).await?;
+    Ok(())
+}

@@ -34,8 +34,6 @@ pub struct Event {
     pub event_data: String,
     pub metadata: serde_json::Value,
     pub created_at: SystemTime,
-    /// 1 for the first attempt.
-    pub attempt: u32,
 }
 
 /// How one delivery ended.
@@ -141,9 +139,9 @@ impl Destination {
     }
 
     /// One attempt. Ends by itself within the destination's timeout, whatever the other side does.
-    pub async fn deliver(&self, event: &Event) -> Outcome {
+    pub async fn deliver(&self, event: &Event, attempt: u32) -> Outcome {
         match self {
-            Destination::RabbitMq(destination) => destination.deliver(event).await,
+            Destination::RabbitMq(destination) => destination.deliver(event, attempt).await,
             Destination::Webhook(destination) => destination.deliver(event).await,
         }
     }
@@ -193,7 +191,6 @@ fn sample_event() -> Event {
         event_data: "{}".into(),
         metadata: serde_json::json!({}),
         created_at: SystemTime::UNIX_EPOCH,
-        attempt: 1,
     }
 }
 

@@ -147,7 +147,7 @@ impl RabbitMq {
         if self.declare == Declare::Queue { self.routing_key.fixed() } else { Some(String::new()) }
     }
 
-    pub async fn deliver(&self, event: &Event) -> Outcome {
+    pub async fn deliver(&self, event: &Event, attempt: u32) -> Outcome {
         let (exchange, routing_key) = match (self.exchange.render(event), self.routing_key.render(event)) {
             (Ok(exchange), Ok(routing_key)) => (exchange, routing_key),
             (Err(error), _) | (_, Err(error)) => return Outcome::Rejected { error },
@@ -161,7 +161,7 @@ impl RabbitMq {
             if let Some(outcome) = too_many_headers(&open, event) {
                 return outcome;
             }
-            let publishing = timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event));
+            let publishing = timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event, attempt));
             match open.link.unless_blocked(publishing).await {
                 Ok(Ok(Ok(Try::Over(outcome)))) => return outcome,
                 Ok(Ok(Ok(Try::Again))) => closed = "the channel was given up".into(),
@@ -225,12 +225,20 @@ impl RabbitMq {
         }
     }
 
-    async fn publish(&self, open: &Open, exchange: &str, routing_key: &str, event: &Event) -> lapin::Result<Try> {
+    async fn publish(
+        &self,
+        open: &Open,
+        exchange: &str,
+        routing_key: &str,
+        event: &Event,
+        attempt: u32,
+    ) -> lapin::Result<Try> {
         self.declare(open, exchange, routing_key).await?;
         let published = open.returns.published(event.event_id);
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let body = event.event_data.as_bytes();
-        let confirm = open.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties(event));
+        let confirm =
+            open.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties(event, attempt));
         let confirmation = confirm.await?.await?;
         let (acknowledged, carried) = match confirmation {
             Confirmation::Ack(carried) => (true, carried),
@@ -411,12 +419,12 @@ fn headers(event: &Event) -> impl Iterator<Item = (&'static str, &str)> {
     .filter_map(|(key, text)| Some((key, text?)))
 }
 
-fn properties(event: &Event) -> BasicProperties {
+fn properties(event: &Event, attempt: u32) -> BasicProperties {
     let mut table = FieldTable::default();
     for (key, text) in headers(event) {
         table.insert(ShortString::from(key), AMQPValue::LongString(text.into()));
     }
-    table.insert("attempt".into(), AMQPValue::LongInt(event.attempt as i32));
+    table.insert("attempt".into(), AMQPValue::LongInt(i32::try_from(attempt).unwrap_or(i32::MAX)));
     let seconds = event.created_at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)

@@ -1,7 +1,10 @@
 //! Connecting: one session of PostgreSQL, with what it tells us unasked.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::config::SslMode as TlsUse;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Notification};
@@ -9,7 +12,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::{ConnInfo, SslMode};
 use super::tls;
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// From the first packet to a session that takes queries. What accepts and then says nothing is no server.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes sessions; cheap to clone.
 #[derive(Clone)]
@@ -24,6 +30,8 @@ pub struct Connected {
     /// Ends with the reason when the connection is lost.
     pub driver: Driver,
     pub utf8: bool,
+    /// Which of the hosts it is.
+    host: usize,
 }
 
 /// Aborts the connection's task when dropped, so that a session never outlives its owner.
@@ -33,7 +41,7 @@ impl Driver {
     pub async fn ended(&mut self) -> Result<()> {
         match (&mut self.0).await {
             Ok(result) => result,
-            Err(join) => Err(crate::error::Error::Server(format!("connection task: {join}"))),
+            Err(join) => Err(Error::Server(format!("connection task: {join}"))),
         }
     }
 }
@@ -54,13 +62,30 @@ impl Connector {
         self.info.target()
     }
 
-    /// Notifications go to `notified`; notices of the server go to the debug log.
+    /// Connects to the first of the hosts that answers as it should. Notifications go to `notified`; notices of the server
+    /// go to the debug log.
     pub async fn connect(&self, notified: Option<UnboundedSender<Notification>>) -> Result<Connected> {
-        match self.connect_with(&self.info.config, notified.clone()).await {
+        let mut refused = Error::Configuration("DATABASE_URL names no host".into());
+        for host in 0..self.info.hosts() {
+            match self.connect_to(host, notified.clone()).await {
+                Err(error) => refused = error,
+                connected => return connected,
+            }
+        }
+        Err(refused)
+    }
+
+    /// A second session with the same server.
+    pub async fn connect_beside(&self, first: &Connected) -> Result<Connected> {
+        self.connect_to(first.host, None).await
+    }
+
+    async fn connect_to(&self, host: usize, notified: Option<UnboundedSender<Notification>>) -> Result<Connected> {
+        let mut config = self.info.of_host(host);
+        match self.connect_with(&config, host, notified.clone()).await {
             Err(error) if self.info.tls.mode == SslMode::Allow && refused_without_tls(&error) => {
-                let mut config = self.info.config.clone();
                 config.ssl_mode(TlsUse::Require);
-                self.connect_with(&config, notified).await
+                self.connect_with(&config, host, notified).await
             }
             other => other,
         }
@@ -69,9 +94,13 @@ impl Connector {
     async fn connect_with(
         &self,
         config: &tokio_postgres::Config,
+        host: usize,
         notified: Option<UnboundedSender<Notification>>,
     ) -> Result<Connected> {
-        let (client, mut connection) = config.connect(self.tls.clone()).await?;
+        let limit = TIMEOUT.max(config.get_connect_timeout().copied().unwrap_or_default());
+        let (client, mut connection) = timeout(limit, config.connect(self.tls.clone()))
+            .await
+            .map_err(|_| Error::Server(format!("PostgreSQL did not answer within {} s", limit.as_secs())))??;
         let utf8 = connection.parameter("server_encoding") == Some("UTF8");
         let driver = tokio::spawn(async move {
             loop {
@@ -91,11 +120,11 @@ impl Connector {
                 }
             }
         });
-        Ok(Connected { client, driver: Driver(driver), utf8 })
+        Ok(Connected { client, driver: Driver(driver), utf8, host })
     }
 }
 
-fn refused_without_tls(error: &crate::error::Error) -> bool {
-    matches!(error, crate::error::Error::Database(error)
+fn refused_without_tls(error: &Error) -> bool {
+    matches!(error, Error::Database(error)
         if error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
 }

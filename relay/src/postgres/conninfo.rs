@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio_postgres::config::{SslMode as TlsUse, TargetSessionAttrs};
+use tokio_postgres::config::{Host, SslMode as TlsUse, TargetSessionAttrs};
 
 use crate::error::{Error, Result};
 
@@ -61,10 +61,11 @@ impl ConnInfo {
             return Err(invalid("it names no host"));
         }
         let mut tls = TlsSettings { mode: SslMode::Prefer, root_cert: None, cert: None, key: None };
+        let mut mode = None;
         let mut user_timeout = Some(Duration::from_secs(15));
         for (key, value) in pairs {
             match key.as_str() {
-                "sslmode" => tls.mode = ssl_mode(&value)?,
+                "sslmode" => mode = Some(ssl_mode(&value)?),
                 "sslrootcert" => tls.root_cert = Some(value.into()),
                 "sslcert" => tls.cert = Some(value.into()),
                 "sslkey" => tls.key = Some(value.into()),
@@ -84,9 +85,23 @@ impl ConnInfo {
         if let Some(timeout) = user_timeout {
             config.tcp_user_timeout(timeout);
         }
+        // As libpq: the system's authorities vouch for any name, so names are verified with them.
+        let default = if is_system(&tls) { SslMode::VerifyFull } else { SslMode::Prefer };
+        tls.mode = mode.unwrap_or(default);
         check_files(&tls)?;
         fill_in(&mut config, &tls);
         Ok(ConnInfo { config, tls })
+    }
+
+    /// How many hosts are named.
+    pub fn hosts(&self) -> usize {
+        self.config.get_hosts().len().max(self.config.get_hostaddrs().len())
+    }
+
+    /// The configuration for one of them. The library's own turn through all never leaves one that accepts and then says
+    /// nothing.
+    pub fn of_host(&self, at: usize) -> tokio_postgres::Config {
+        of_host(&self.config, at)
     }
 
     /// Where it leads, for logs: `host:port/database`, no user and no password.
@@ -96,13 +111,41 @@ impl ConnInfo {
             .get_hosts()
             .iter()
             .map(|host| match host {
-                tokio_postgres::config::Host::Tcp(name) => name.clone(),
-                tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+                Host::Tcp(name) => name.clone(),
+                Host::Unix(path) => path.display().to_string(),
             })
             .collect();
         let database = self.config.get_dbname().unwrap_or("the user's database");
         format!("{}/{database}", hosts.join(","))
     }
+}
+
+fn of_host(all: &tokio_postgres::Config, at: usize) -> tokio_postgres::Config {
+    let mut one = tokio_postgres::Config::new();
+    match all.get_hosts().get(at) {
+        Some(Host::Tcp(name)) => drop(one.host(name)),
+        Some(Host::Unix(path)) => drop(one.host_path(path)),
+        None => {}
+    }
+    all.get_hostaddrs().get(at).map(|address| one.hostaddr(*address));
+    // One port is for all.
+    all.get_ports().get(at).or(all.get_ports().first()).map(|port| one.port(*port));
+    all.get_user().map(|user| one.user(user));
+    all.get_password().map(|password| one.password(password));
+    all.get_dbname().map(|name| one.dbname(name));
+    all.get_options().map(|options| one.options(options));
+    all.get_application_name().map(|name| one.application_name(name));
+    all.get_connect_timeout().map(|limit| one.connect_timeout(*limit));
+    all.get_tcp_user_timeout().map(|limit| one.tcp_user_timeout(*limit));
+    all.get_keepalives_interval().map(|interval| one.keepalives_interval(interval));
+    all.get_keepalives_retries().map(|retries| one.keepalives_retries(retries));
+    one.keepalives(all.get_keepalives())
+        .keepalives_idle(all.get_keepalives_idle())
+        .ssl_mode(all.get_ssl_mode())
+        .ssl_negotiation(all.get_ssl_negotiation())
+        .channel_binding(all.get_channel_binding())
+        .target_session_attrs(all.get_target_session_attrs());
+    one
 }
 
 /// Letters alone, so no `key=value`.
@@ -141,12 +184,15 @@ fn session_attrs(value: &str) -> Result<TargetSessionAttrs> {
     }
 }
 
+fn is_system(tls: &TlsSettings) -> bool {
+    tls.root_cert.as_deref().is_some_and(|path| path.as_os_str() == "system")
+}
+
 fn check_files(tls: &TlsSettings) -> Result<()> {
     if tls.cert.is_some() != tls.key.is_some() {
         return Err(invalid("sslcert and sslkey go together"));
     }
-    let system = tls.root_cert.as_deref().is_some_and(|path| path.as_os_str() == "system");
-    if system && tls.mode != SslMode::VerifyFull {
+    if is_system(tls) && tls.mode != SslMode::VerifyFull {
         return Err(invalid("sslrootcert=system needs sslmode=verify-full"));
     }
     Ok(())
@@ -298,6 +344,20 @@ mod tests {
             assert_eq!(info.config.get_ports(), [1, 2]);
             assert_eq!(info.target(), "a,b/db");
         }
+    }
+
+    #[test]
+    fn each_host_has_its_port_and_all_else_in_common() {
+        let info = parse("host=a,b,/run port=1,2,3 user=u password=p dbname=d target_session_attrs=read-write");
+        assert_eq!(info.hosts(), 3);
+        let second = info.of_host(1);
+        assert_eq!((second.get_hosts(), second.get_ports()), (&[Host::Tcp("b".into())][..], &[2][..]));
+        assert_eq!(info.of_host(2).get_hosts(), [Host::Unix("/run".into())]);
+        assert_eq!((second.get_user(), second.get_dbname()), (Some("u"), Some("d")));
+        assert_eq!(second.get_keepalives_idle(), info.config.get_keepalives_idle());
+        assert_eq!(second.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
+        let one_port = parse("host=a,b port=7 user=u");
+        assert_eq!(one_port.of_host(1).get_ports(), [7]);
     }
 
     #[test]
