@@ -70,6 +70,9 @@ BEGIN
         v_count := outbox._delivered(tokens, ids);
     END IF;
     IF exceptions <> '[]' THEN
+        -- All at once: one by one, each would write the claim's row anew.
+        PERFORM outbox._expand(ARRAY(SELECT e.id FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint)
+                                       JOIN @extschema@.outbox_events e ON e.id = x.id AND e.claim_token = x.token));
         v_count := v_count + outbox._delivered_to(exceptions);
         FOR v_row IN
             SELECT x.token, x.id, x.destination, x.outcome, x.error, make_interval(secs => x.retry_in) AS retry_in
@@ -120,8 +123,6 @@ BEGIN
     IF v_ids IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM outbox._expand(ARRAY(SELECT e.id FROM unnest(v_tokens, v_ids) AS s (token, id)
-                                   JOIN @extschema@.outbox_events e ON e.id = s.id AND e.claim_token = s.token));
     WITH gone AS (
         DELETE FROM outbox.delivery d USING unnest(v_tokens, v_ids, v_destinations) AS s (token, id, destination)
          WHERE d.id = s.id AND d.destination = s.destination AND d.claim_token = s.token

@@ -154,33 +154,33 @@ $$;
 COMMENT ON FUNCTION outbox._release_attachment(bigint) IS 'releases the claims of a session that ended';
 
 -- The announcements of events, as bytes in the database's encoding. body: as outbox.notify_payload wants it; cut: without
--- the data, marked as truncated; short: the identities alone. Data that can't fit is not even rendered.
+-- the data, marked as truncated; short: the identities alone, where body may be too long. Data that can't fit is not even
+-- rendered.
 -- No settings of its own, so that the planner can merge it into the query that uses it.
 CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text)
     RETURNS TABLE (id bigint, body bytea, short bytea, cut bytea)
     LANGUAGE sql STABLE
 AS $$
     SELECT e.id,
-           convert_to(CASE WHEN v_mode = 'id' THEN s.short
-                           WHEN v_mode = 'full' AND pg_column_size(e.event_data) + pg_column_size(e.metadata) > 65536 THEN m.cut
-                           WHEN v_mode = 'full' THEN left(m.body, -1) || ',"metadata":' || e.metadata::text
-                                                     || ',"event_data":' || e.event_data::text || '}'
-                           ELSE m.body END, getdatabaseencoding()),
-           convert_to(CASE v_mode WHEN 'id' THEN s.short ELSE left(s.short, -1) || ',"truncated":true}' END,
+           convert_to(CASE WHEN v_mode = 'id' THEN s.open || '}'
+                           WHEN v_mode = 'metadata' THEN m.open || '}'
+                           WHEN pg_column_size(e.event_data) + pg_column_size(e.metadata) > 65536 THEN m.open || ',"truncated":true}'
+                           ELSE m.open || ',"metadata":' || e.metadata::text || ',"event_data":' || e.event_data::text || '}' END,
                       getdatabaseencoding()),
-           CASE WHEN v_mode = 'full' THEN convert_to(m.cut, getdatabaseencoding()) END
+           CASE WHEN v_mode <> 'id' AND (v_mode = 'full' OR octet_length(m.open) > 7000)
+                THEN convert_to(s.open || ',"truncated":true}', getdatabaseencoding()) END,
+           CASE WHEN v_mode = 'full' THEN convert_to(m.open || ',"truncated":true}', getdatabaseencoding()) END
       FROM unnest(v_ids) AS i (id)
       JOIN @extschema@.outbox_events e ON e.id = i.id
-     CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"}' AS short OFFSET 0) s
-     CROSS JOIN LATERAL (SELECT b.body, left(b.body, -1) || ',"truncated":true}' AS cut
-                           FROM (SELECT left(s.short, -1)
+     CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"' AS open OFFSET 0) s
+     CROSS JOIN LATERAL (SELECT s.open
                || ',"event_type":' || to_json(e.event_type)::text
                || ',"event_version":' || to_json(e.event_version)::text
                || ',"aggregate_type":' || coalesce(to_json(e.aggregate_type)::text, 'null')
                || ',"aggregate_id":' || coalesce(to_json(e.aggregate_id)::text, 'null')
                || ',"tenant_id":' || coalesce(to_json(e.tenant_id)::text, 'null')
-               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"}' AS body
-                                 OFFSET 0) b) m
+               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"' AS open
+                         OFFSET 0) m
      ORDER BY e.id
 $$;
 COMMENT ON FUNCTION outbox._describe(bigint[], text) IS 'what a notification says of each event';

@@ -23,8 +23,15 @@ use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 
-/// Under load at most one transaction of notifications in this time (microseconds). The first after a pause goes at once.
-const GATHER: i64 = 2000;
+/// Under load at most one transaction of notifications in this time (microseconds): longer with more events in the last,
+/// which then share its price. The first after a pause goes at once.
+fn gather(events: usize) -> i64 {
+    match events {
+        0..8 => 2000,
+        8..32 => 4000,
+        _ => 8000,
+    }
+}
 
 /// Ids described in one transaction.
 const BATCH: usize = 2048;
@@ -54,7 +61,7 @@ pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
         database.absent.store(true, SeqCst);
         return;
     }
-    Worker { database, last_notified: 0, unreported: false, describe: None }.run();
+    Worker { database, gather_until: 0, unreported: false, describe: None }.run();
 }
 
 /// SIGTERM was sent.
@@ -175,7 +182,8 @@ fn settings() {
 
 struct Worker {
     database: &'static Database,
-    last_notified: i64,
+    /// Before that moment what is new is gathered.
+    gather_until: i64,
     /// Statistics that wait for a quiet moment.
     unreported: bool,
     /// The statement that describes events, prepared when the first are announced.
@@ -271,7 +279,7 @@ impl Worker {
         if database.ring.len() == 0 && !due && !released && !database.overflow.load(SeqCst) {
             return false;
         }
-        let wait = self.last_notified + GATHER - wake::now();
+        let wait = self.gather_until - wake::now();
         if wait > 0 {
             wake::sleep(Some((wait + 999) / 1000));
         }
@@ -290,7 +298,7 @@ impl Worker {
 
     fn notify_of(&mut self, mut payloads: Vec<Vec<u8>>, ids: Vec<i64>) {
         let mode = guc::NOTIFY_PAYLOAD.get();
-        let statement = &mut self.describe;
+        let (statement, events) = (&mut self.describe, ids.len());
         let count = transaction(c"notifying", || {
             if !ids.is_empty() {
                 match describe(statement, ids, mode.name()) {
@@ -300,17 +308,13 @@ impl Worker {
             }
             send(&payloads)
         });
-        self.notified(count);
+        self.database.counters.notifications.fetch_add(count as i64, Relaxed);
+        self.gather_until = wake::now() + gather(events);
+        self.unreported = true;
     }
 
     fn notify(&mut self, payloads: Vec<Vec<u8>>) {
         self.notify_of(payloads, Vec::new());
-    }
-
-    fn notified(&mut self, count: usize) {
-        self.database.counters.notifications.fetch_add(count as i64, Relaxed);
-        self.last_notified = wake::now();
-        self.unreported = true;
     }
 
     /// Sleeps until woken or until the next thing is due.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use outbox_tests::relay::Relay;
 use outbox_tests::wait::{self, LONG};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::bare::Publisher;
@@ -118,15 +119,20 @@ async fn trace(stage: &Stage, relay: &Relay, sent: &[Sent]) -> Result<HashMap<&'
 }
 
 fn read(relay: &Relay) -> HashMap<&'static str, HashMap<Uuid, Micros>> {
-    let mut trace: HashMap<_, HashMap<_, _>> = STEPS.iter().map(|step| (*step, HashMap::new())).collect();
-    for line in relay.events() {
-        let (step, id) = (line["step"].as_str(), line["event_id"].as_str().and_then(|id| id.parse().ok()));
-        let times = step.and_then(|step| trace.get_mut(step));
-        if let (Some(times), Some(id), Some(at)) = (times, id, line["at_us"].as_i64()) {
-            times.entry(id).or_insert(at);
+    let lines = relay.events();
+    STEPS.iter().map(|step| (*step, trace_of(&lines, step))).collect()
+}
+
+/// When the relay first logged a step of each event.
+pub fn trace_of(lines: &[Value], step: &str) -> HashMap<Uuid, Micros> {
+    let mut first = HashMap::new();
+    for line in lines.iter().filter(|line| line["step"] == step) {
+        let id = line["event_id"].as_str().and_then(|id| id.parse().ok());
+        if let (Some(id), Some(at)) = (id, line["at_us"].as_i64()) {
+            first.entry(id).or_insert(at);
         }
     }
-    trace
+    first
 }
 
 /// The latencies to the confirm; those of all steps go to the file.

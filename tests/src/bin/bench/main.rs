@@ -11,6 +11,7 @@ mod depth;
 mod drain;
 mod held_xmin;
 mod idle;
+mod isolation;
 mod keys;
 mod latency;
 mod load;
@@ -33,7 +34,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::sheet::Sheet;
 
 /// In the order in which they run.
-const ROWS: [(&str, &str); 13] = [
+const ROWS: [(&str, &str); 14] = [
     ("commit-tax", "commits/s of the application, of those without a trigger"),
     ("latency", "commit to confirm, idle and at 1,000 events/s"),
     ("drain", "a backlog of 500,000 to a quorum queue, of a bare publisher"),
@@ -42,6 +43,7 @@ const ROWS: [(&str, &str); 13] = [
     ("memory", "the relay's memory while it drains a million events of 1 kB"),
     ("bulk", "a million events in one INSERT, of the same without a trigger"),
     ("takeover", "a relay that holds 1,000 events is killed"),
+    ("isolation", "two destinations beside a dead one, for which a million events wait"),
     ("idle", "60 s of nothing: queries, transactions, CPU"),
     ("webhooks", "50 webhooks that take 20 ms each, 500 events/s"),
     ("steady", "the highest rate that one relay keeps up with, and its CPU"),
@@ -104,6 +106,7 @@ async fn run(name: &str, sheet: &mut Sheet) -> Result<()> {
         "memory" => memory::run(sheet).await,
         "bulk" => bulk::run(sheet).await,
         "takeover" => takeover::run(sheet).await,
+        "isolation" => isolation::run(sheet).await,
         "idle" => idle::run(sheet).await,
         "webhooks" => webhooks::run(sheet).await,
         "steady" => steady::run(sheet).await,
