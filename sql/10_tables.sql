@@ -90,6 +90,7 @@ CREATE TABLE outbox.delivery (
     next_attempt_at timestamptz,
     last_error      text,
     claim_token     bigint,
+    place           bigint GENERATED ALWAYS AS (id) STORED,
     PRIMARY KEY (id, destination),
     CONSTRAINT delivery_claimed_by_token CHECK ((status = 'processing') = (claim_token IS NOT NULL))
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
@@ -97,9 +98,12 @@ COMMENT ON TABLE outbox.delivery IS 'outstanding and dead deliveries; read it th
 COMMENT ON COLUMN outbox.delivery.next_attempt_at IS
     'due then; null while waiting in line behind an earlier event of its aggregate';
 
+COMMENT ON COLUMN outbox.delivery.place IS
+    'the id again, for the order within a line: plans may be made while the table is empty, and this only delivery_line can sort';
+
 CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
     WHERE status IN ('pending', 'scheduled') AND next_attempt_at IS NOT NULL;
-CREATE INDEX delivery_line ON outbox.delivery (destination, aggregate_key, id) WHERE aggregate_key IS NOT NULL;
+CREATE INDEX delivery_line ON outbox.delivery (destination, aggregate_key, place) WHERE aggregate_key IS NOT NULL;
 CREATE INDEX delivery_claim ON outbox.delivery (claim_token) WHERE claim_token IS NOT NULL;
 
 CREATE TABLE outbox.claims (

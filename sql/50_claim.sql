@@ -1,6 +1,10 @@
 -- Claiming. One claim or settlement runs at a time: each takes the same lock and holds it to its commit. That alone makes
 -- the rules below simple, because nothing they read can change under them.
 --
+-- Plans are kept for a session's life, and most are made while the tables are nearly empty. So no statement leaves the order
+-- of its joins to chance: rows are found by the key that a LATERAL ... OFFSET 0 hands to the table, and changed by the ctid
+-- that was found (nobody else changes them meanwhile).
+--
 -- Holds true, for a destination and an aggregate: an event is handed out only when no earlier one of them is outstanding
 -- elsewhere and none at all is in flight in another claim. Within one claim the consumer keeps the order of id.
 
@@ -52,7 +56,8 @@ AS $$
     SELECT d.name, d.like_patterns, m.active AND m.mine AND d.circuit_failures = 0,
            m.active AND m.mine AND d.circuit_failures > 0
              AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
-             AND NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token IS NOT NULL AND x.destination = d.name),
+             -- Those in flight are few; of a destination there may be millions.
+             AND NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token > 0 AND x.destination || '' = d.name),
            m.active AND NOT m.mine AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp(),
            coalesce(d.settings ->> 'on_failure', 'skip') = 'block'
       FROM outbox.destination d,

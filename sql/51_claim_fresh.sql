@@ -36,12 +36,12 @@ BEGIN
          ORDER BY e.id LIMIT max_events + 200
     ), busy AS MATERIALIZED (
         SELECT f.key FROM outbox._in_flight(mark, head) f
-    ), ready AS MATERIALIZED (
-        SELECT c.id, c.event_type, c.key
+    ), marked AS MATERIALIZED (
+        SELECT c.id, c.event_type, c.key, c.available_at, coalesce(c.available_at > v_now, false) AS early,
+               c.key IS NOT NULL AND c.key IN (SELECT b.key FROM busy b) AS waits
           FROM candidate c
-         WHERE (c.available_at IS NULL OR c.available_at <= v_now)
-           AND (c.key IS NULL OR c.key NOT IN (SELECT b.key FROM busy b))
-         ORDER BY c.id LIMIT max_events
+    ), ready AS MATERIALIZED (
+        SELECT m.id, m.event_type, m.key FROM marked m WHERE NOT m.early AND NOT m.waits ORDER BY m.id LIMIT max_events
     ), plan AS MATERIALIZED (
         SELECT r.id, r.key, w.wanted, w.held, w.parked, w.behind, w.elsewhere
           FROM ready r
@@ -54,7 +54,7 @@ BEGIN
                               SELECT FROM outbox.delivery d
                                WHERE d.destination = l.name AND d.aggregate_key = r.key
                                  AND (d.status = 'processing'
-                                      OR (d.id < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
+                                      OR (d.place < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
                               AS behind
                          FROM lane l WHERE r.event_type LIKE ANY (l.like_patterns)
                        OFFSET 0) x) w
@@ -74,16 +74,15 @@ BEGIN
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
     ), early AS (
         UPDATE @extschema@.outbox_events e SET expanded = true
-          FROM candidate c WHERE e.id = c.id AND c.available_at > v_now
+         WHERE e.id = ANY (ARRAY(SELECT m.id FROM marked m WHERE m.early))
     ), scheduled AS (
         INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
-        SELECT c.id, '', c.key, 'scheduled', c.available_at FROM candidate c WHERE c.available_at > v_now
+        SELECT m.id, '', m.key, 'scheduled', m.available_at FROM marked m WHERE m.early
     )
     SELECT array_agg(p.id) FILTER (WHERE p.held IS NOT NULL), array_agg(p.held::text) FILTER (WHERE p.held IS NOT NULL),
            count(*), count(*) FILTER (WHERE p.wanted = 0),
-           (SELECT count(*) FROM candidate c WHERE (c.available_at IS NULL OR c.available_at <= v_now)
-               AND c.key IN (SELECT b.key FROM busy b)),
-           (SELECT min(c.available_at) FROM candidate c WHERE c.available_at > v_now), bool_or(p.elsewhere)
+           (SELECT count(*) FROM marked m WHERE NOT m.early AND m.waits),
+           (SELECT min(m.available_at) FROM marked m WHERE m.early), bool_or(p.elsewhere)
       INTO ids, held, seen, unrouted, behind, v_later, v_elsewhere
       FROM plan p;
     IF v_later IS NOT NULL THEN

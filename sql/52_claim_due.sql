@@ -50,17 +50,17 @@ BEGIN
     WITH lane AS MATERIALIZED (
         SELECT * FROM outbox._lanes(served)
     ), due AS MATERIALIZED (
-        SELECT l.name, l.blocks, l.probe, x.id, x.aggregate_key AS key
+        SELECT l.name, l.blocks, l.probe, x.id, x.aggregate_key AS key, x.at
           FROM lane l
          CROSS JOIN LATERAL (
-               SELECT d.id, d.aggregate_key FROM outbox.delivery d
+               SELECT d.id, d.aggregate_key, d.ctid AS at FROM outbox.delivery d
                 WHERE d.destination = l.name AND d.status = 'pending' AND d.next_attempt_at <= v_now
                 ORDER BY d.next_attempt_at, d.id LIMIT CASE WHEN l.probe THEN 1 ELSE max_events END) x
          WHERE l.serve OR l.probe
     ), whole AS MATERIALIZED (
         SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(mark, head) f WHERE EXISTS (SELECT FROM due)
     ), last AS MATERIALIZED (
-        SELECT k.name, k.key, (SELECT max(y.id) FROM outbox.delivery y
+        SELECT k.name, k.key, (SELECT max(y.place) FROM outbox.delivery y
                                 WHERE y.destination = k.name AND y.aggregate_key = k.key) AS id
           FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
     ), late AS MATERIALIZED (
@@ -80,42 +80,41 @@ BEGIN
         SELECT DISTINCT e.id, l.name, e.key, 'pending', v_now
           FROM late e JOIN lane l ON e.event_type LIKE ANY (l.like_patterns)
     ), lined_up AS (
-        UPDATE @extschema@.outbox_events e SET expanded = true FROM (SELECT DISTINCT t.id FROM late t) t WHERE e.id = t.id
+        UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t))
     ), judged AS MATERIALIZED (
         SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
                d.key IS NOT NULL AND (EXISTS (
                    SELECT FROM outbox.delivery y
-                    WHERE y.destination = d.name AND y.aggregate_key = d.key AND y.id <> d.id
+                    WHERE y.destination = d.name AND y.aggregate_key = d.key AND y.place <> d.id
                       AND (y.status = 'processing'
-                           OR (y.id < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks)))))
+                           OR (y.place < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks)))))
                    OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)) AS behind
           FROM due d
     ), line AS (
-        SELECT j.name, j.id FROM judged j WHERE NOT j.busy AND NOT j.behind
+        SELECT j.name, j.id, j.at FROM judged j WHERE NOT j.busy AND NOT j.behind
         UNION ALL
-        SELECT j.name, y.id
+        SELECT j.name, y.id, y.at
           FROM judged j
          CROSS JOIN LATERAL (
-               SELECT z.id, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)) OVER (ORDER BY z.id) AS waits
-                 FROM (SELECT y.id, y.status, y.next_attempt_at FROM outbox.delivery y
-                        WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.id > j.id
+               SELECT z.id, z.at, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)) OVER (ORDER BY z.id) AS waits
+                 FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at FROM outbox.delivery y
+                        WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.place > j.id
                           AND y.status <> 'scheduled' AND (y.status <> 'failed' OR j.blocks)
-                        ORDER BY y.id LIMIT 50) z) y
+                        ORDER BY y.place LIMIT 50) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
            AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
     ), chosen AS MATERIALIZED (
-        SELECT l.name, l.id FROM line l ORDER BY l.id, l.name LIMIT max_events
+        SELECT l.name, l.id, l.at FROM line l ORDER BY l.id, l.name LIMIT max_events
     ), taken AS (
         UPDATE outbox.delivery d SET status = 'processing', claim_token = v_token, next_attempt_at = NULL
-          FROM chosen c WHERE d.id = c.id AND d.destination = c.name
+         WHERE d.ctid = ANY (ARRAY(SELECT c.at FROM chosen c))
     ), put_back AS (
         UPDATE outbox.delivery d SET next_attempt_at = NULL
-          FROM judged j
-         WHERE j.behind AND d.id = j.id AND d.destination = j.name
-           AND NOT EXISTS (SELECT FROM chosen c WHERE c.id = j.id AND c.name = j.name)
+         WHERE d.ctid = ANY (ARRAY(SELECT j.at FROM judged j
+                                    WHERE j.behind AND NOT EXISTS (SELECT FROM chosen c WHERE c.at = j.at)))
     ), marked AS (
         UPDATE @extschema@.outbox_events e SET status = 'processing'
-          FROM (SELECT DISTINCT c.id FROM chosen c) c WHERE e.id = c.id AND e.status = 'pending'
+         WHERE e.id = ANY (ARRAY(SELECT DISTINCT c.id FROM chosen c)) AND e.status = 'pending'
     )
     SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
            -- What was put back, or in the place of a probe, or has just joined a line took the room of others.

@@ -189,7 +189,8 @@ BEGIN
     RETURN QUERY
     SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
            e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_token
-      FROM unnest(v_ids, v_held) AS h (id, held) JOIN @extschema@.outbox_events e ON e.id = h.id
+      FROM unnest(v_ids, v_held) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
      ORDER BY e.id;
 END
 $$;

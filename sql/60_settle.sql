@@ -1,5 +1,7 @@
 -- Settling: what became of claimed events. Each function changes only what the given token still holds; anything else
 -- counts for nothing. They take the lock that claims take, so that a claim sees a settlement whole or not at all.
+-- (A token is compared with IS NOT DISTINCT FROM where a delivery is already known by its key: with = the planner may look
+-- through all that the token holds instead, once for each delivery.)
 
 -- Each token given holds one thing less. A claim's row goes when it holds nothing any more.
 CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
@@ -58,15 +60,17 @@ AS $$
 #variable_conflict use_column
 BEGIN
     UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
-      FROM (SELECT DISTINCT l.destination, l.key FROM unnest(v_destinations, v_keys) AS l (destination, key)) l
-     CROSS JOIN LATERAL (
-           SELECT x.id, x.status FROM outbox.delivery x
-            WHERE x.destination = l.destination AND x.aggregate_key = l.key AND x.status <> 'scheduled'
-              AND (x.status <> 'failed'
-                   OR EXISTS (SELECT FROM outbox.destination t
-                               WHERE t.name = l.destination AND t.settings ->> 'on_failure' = 'block'))
-            ORDER BY x.id LIMIT 1) h
-     WHERE d.id = h.id AND d.destination = l.destination AND h.status = 'pending' AND d.next_attempt_at IS NULL;
+     WHERE d.ctid = ANY (ARRAY(
+           SELECT h.at
+             FROM (SELECT DISTINCT l.destination, l.key FROM unnest(v_destinations, v_keys) AS l (destination, key)) l
+            CROSS JOIN LATERAL (
+                  SELECT x.ctid AS at, x.status, x.next_attempt_at FROM outbox.delivery x
+                   WHERE x.destination = l.destination AND x.aggregate_key = l.key AND x.status <> 'scheduled'
+                     AND (x.status <> 'failed'
+                          OR EXISTS (SELECT FROM outbox.destination t
+                                      WHERE t.name = l.destination AND t.settings ->> 'on_failure' = 'block'))
+                   ORDER BY x.place LIMIT 1) h
+            WHERE h.status = 'pending' AND h.next_attempt_at IS NULL));
     IF FOUND THEN
         PERFORM outbox._wake('due');
     END IF;
@@ -107,8 +111,12 @@ BEGIN
         RETURN coalesce(cardinality(v_done), 0);
     END IF;
     WITH gone AS (
-        DELETE FROM outbox.delivery d USING unnest(v_tokens, v_ids) AS s (token, id)
-         WHERE d.id = s.id AND d.claim_token = s.token
+        DELETE FROM outbox.delivery d
+         WHERE d.ctid = ANY (ARRAY(
+               SELECT x.at FROM unnest(v_tokens, v_ids) AS s (token, id)
+                CROSS JOIN LATERAL (SELECT y.ctid AS at FROM outbox.delivery y
+                                     WHERE y.id = s.id AND y.claim_token IS NOT DISTINCT FROM s.token OFFSET 0) x
+                WHERE s.token IS NOT NULL))
         RETURNING d.id, d.destination, d.aggregate_key, d.claim_token
     )
     SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(aggregate_key) AS keys,
@@ -203,6 +211,7 @@ BEGIN
             HINT = 'Leave it out for the destination''s own backoff.';
     END IF;
     PERFORM outbox._lock();
+    PERFORM outbox._expand_lines(ARRAY[fail.claim_token], ARRAY[fail.id]);
     v_changed := outbox._failed(fail.claim_token, fail.id, fail.destination, 'failed', fail.error, fail.retry_in);
     PERFORM outbox._settled(v_changed);
     RETURN v_changed;
@@ -218,6 +227,7 @@ DECLARE
     v_changed boolean;
 BEGIN
     PERFORM outbox._lock();
+    PERFORM outbox._expand_lines(ARRAY[reject.claim_token], ARRAY[reject.id]);
     v_changed := outbox._failed(reject.claim_token, reject.id, reject.destination, 'rejected', reject.error, NULL);
     PERFORM outbox._settled(v_changed);
     RETURN v_changed;

@@ -1,5 +1,30 @@
 -- What did not work out: retries, dead letters, deliveries given back.
 
+-- What claims hold of these events, and of those that stand behind them in their lines, is listed delivery by delivery.
+-- Once for all that a settlement reports: whatever is not delivered takes back what is behind it.
+CREATE FUNCTION outbox._expand_lines(v_tokens bigint[], v_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off
+    SET enable_mergejoin = off SET jit = off
+AS $$
+BEGIN
+    PERFORM outbox._expand(ARRAY(
+        WITH given AS MATERIALIZED (
+            SELECT s.token, e.id, e.claim_token, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+              FROM unnest(v_tokens, v_ids) AS s (token, id)
+             CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = s.id OFFSET 0) e
+        )
+        SELECT g.id FROM given g WHERE g.claim_token = g.token
+        UNION
+        SELECT e.id
+          FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)
+         CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = i.id OFFSET 0) e
+         WHERE c.token = ANY (ARRAY(SELECT DISTINCT g.token FROM given g WHERE g.key IS NOT NULL)) AND e.claim_token = c.token
+           AND outbox._aggregate_key(e.aggregate_type, e.aggregate_id)
+               = ANY (ARRAY(SELECT DISTINCT g.key FROM given g WHERE g.key IS NOT NULL))));
+END
+$$;
+COMMENT ON FUNCTION outbox._expand_lines(bigint[], bigint[]) IS 'lists what claims hold of these events and of those behind them';
+
 -- After a delivery left its line without success, the later ones of the line that are in flight with the same consumer
 -- are taken back: they must not be delivered before it. Only those of the same claim can be.
 CREATE FUNCTION outbox._take_back(v_token bigint, v_destination text, v_key bigint, v_id bigint) RETURNS void
@@ -9,13 +34,10 @@ AS $$
 DECLARE
     v_back record;
 BEGIN
-    PERFORM outbox._expand(ARRAY(
-        SELECT e.id FROM @extschema@.outbox_events e
-         WHERE e.id = ANY (outbox._claim_ids(v_token)) AND e.id > v_id AND e.claim_token = v_token
-           AND outbox._aggregate_key(e.aggregate_type, e.aggregate_id) = v_key), v_token);
     WITH back AS (
         UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = NULL
-         WHERE d.destination = v_destination AND d.aggregate_key = v_key AND d.id > v_id AND d.claim_token = v_token
+         WHERE d.destination = v_destination AND d.aggregate_key = v_key AND d.place > v_id
+           AND d.claim_token IS NOT DISTINCT FROM v_token
         RETURNING d.id
     )
     SELECT array_agg(id) AS ids, array_agg(v_token) AS tokens INTO v_back FROM back;
@@ -38,11 +60,10 @@ DECLARE
     v_next timestamptz;
     v_any boolean := false;
 BEGIN
-    PERFORM outbox._expand(ARRAY[v_id], v_token);
     FOR v_row IN
         SELECT d.destination, d.aggregate_key, d.attempts, coalesce(t.settings, '{}') AS settings, t.kind
           FROM outbox.delivery d LEFT JOIN outbox.destination t ON t.name = d.destination
-         WHERE d.id = v_id AND d.claim_token = v_token AND (v_destination IS NULL OR d.destination = v_destination)
+         WHERE d.id = v_id AND d.claim_token IS NOT DISTINCT FROM v_token AND v_token IS NOT NULL AND (v_destination IS NULL OR d.destination = v_destination)
     LOOP
         v_any := true;
         v_attempts := v_row.attempts + (v_outcome <> 'unavailable')::int;
@@ -92,41 +113,33 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_held bigint[];
-    v_fresh bigint[];
+    v_whole record;
     v_back record;
     v_empty int;
 BEGIN
     SELECT array_agg(i) INTO v_held FROM outbox.claims c, unnest(c.ids) AS i WHERE c.token = ANY (v_tokens);
     PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                   WHERE e.id = ANY (v_held) AND e.claim_token = ANY (v_tokens) AND e.expanded));
-    WITH freed AS (
-        UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL
-          FROM (SELECT x.id, x.claim_token FROM @extschema@.outbox_events x
-                 WHERE x.id = ANY (v_held) AND x.claim_token = ANY (v_tokens)) o
-         WHERE e.id = o.id AND e.status = 'processing'
-        RETURNING o.claim_token
-    )
-    SELECT array_agg(claim_token) INTO v_fresh FROM freed;
-    PERFORM outbox._let_go(v_fresh);
-    WITH back AS (
-        UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
-          FROM (SELECT x.id, x.destination, x.claim_token FROM outbox.delivery x WHERE x.claim_token = ANY (v_tokens)) o
-         WHERE d.id = o.id AND d.destination = o.destination
-        RETURNING o.id, o.destination, d.aggregate_key, o.claim_token
-    )
-    SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(aggregate_key) AS keys,
-           array_agg(claim_token) AS tokens, count(DISTINCT id) AS events
-      INTO v_back FROM back;
+    SELECT array_agg(e.id) AS ids, array_agg(e.claim_token) AS tokens INTO v_whole
+      FROM @extschema@.outbox_events e
+     WHERE e.id = ANY (v_held) AND e.claim_token = ANY (v_tokens) AND e.status = 'processing';
+    UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL WHERE e.id = ANY (v_whole.ids);
+    PERFORM outbox._let_go(v_whole.tokens);
+    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.aggregate_key) AS keys,
+           array_agg(d.claim_token) AS tokens, count(DISTINCT d.id) AS events
+      INTO v_back FROM outbox.delivery d WHERE d.claim_token = ANY (v_tokens);
+    UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
+     WHERE d.claim_token = ANY (v_tokens);
     IF v_back.ids IS NOT NULL THEN
         PERFORM outbox._left_line(v_back.ids, v_back.destinations, v_back.keys, v_back.tokens);
     END IF;
     WITH gone AS (DELETE FROM outbox.claims c WHERE c.token = ANY (v_tokens) RETURNING 1)
     SELECT count(*) INTO v_empty FROM gone;
     PERFORM outbox._claims(-v_empty, NULL) WHERE v_empty > 0;
-    IF v_fresh IS NOT NULL OR v_back.ids IS NOT NULL THEN
+    IF v_whole.ids IS NOT NULL OR v_back.ids IS NOT NULL THEN
         PERFORM outbox._wake('released');
     END IF;
-    RETURN coalesce(cardinality(v_fresh), 0) + v_back.events;
+    RETURN coalesce(cardinality(v_whole.ids), 0) + v_back.events;
 END
 $$;
 COMMENT ON FUNCTION outbox._release(bigint[]) IS 'gives back all that the claims hold';
@@ -139,9 +152,8 @@ AS $$
 DECLARE
     v_key bigint;
 BEGIN
-    PERFORM outbox._expand(ARRAY[v_id], v_token);
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
-     WHERE d.id = v_id AND d.destination = v_destination AND d.claim_token = v_token
+     WHERE d.id = v_id AND d.destination = v_destination AND d.claim_token IS NOT DISTINCT FROM v_token AND v_token IS NOT NULL
     RETURNING d.aggregate_key INTO v_key;
     IF NOT FOUND THEN
         RETURN false;

@@ -70,9 +70,12 @@ BEGIN
         v_count := outbox._delivered(tokens, ids);
     END IF;
     IF exceptions <> '[]' THEN
-        -- All at once: one by one, each would write the claim's row anew.
-        PERFORM outbox._expand(ARRAY(SELECT e.id FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint)
-                                       JOIN @extschema@.outbox_events e ON e.id = x.id AND e.claim_token = x.token));
+        PERFORM outbox._expand(ARRAY(SELECT h.id FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint)
+                                      CROSS JOIN LATERAL (SELECT e.id FROM @extschema@.outbox_events e
+                                                           WHERE e.id = x.id AND e.claim_token = x.token OFFSET 0) h));
+        PERFORM outbox._expand_lines(array_agg(x.token), array_agg(x.id))
+           FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint, outcome text)
+          WHERE x.outcome IS DISTINCT FROM 'delivered' HAVING count(*) > 0;
         v_count := v_count + outbox._delivered_to(exceptions);
         FOR v_row IN
             SELECT x.token, x.id, x.destination, x.outcome, x.error, make_interval(secs => x.retry_in) AS retry_in
@@ -124,8 +127,13 @@ BEGIN
         RETURN 0;
     END IF;
     WITH gone AS (
-        DELETE FROM outbox.delivery d USING unnest(v_tokens, v_ids, v_destinations) AS s (token, id, destination)
-         WHERE d.id = s.id AND d.destination = s.destination AND d.claim_token = s.token
+        DELETE FROM outbox.delivery d
+         WHERE d.ctid = ANY (ARRAY(
+               SELECT x.at FROM unnest(v_tokens, v_ids, v_destinations) AS s (token, id, destination)
+                CROSS JOIN LATERAL (SELECT y.ctid AS at FROM outbox.delivery y
+                                     WHERE y.id = s.id AND y.destination = s.destination
+                                       AND y.claim_token IS NOT DISTINCT FROM s.token OFFSET 0) x
+                WHERE s.token IS NOT NULL))
         RETURNING d.id, d.destination, d.aggregate_key, d.claim_token
     )
     SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(aggregate_key) AS keys,

@@ -171,7 +171,7 @@ AS $$
                 THEN convert_to(s.open || ',"truncated":true}', getdatabaseencoding()) END,
            CASE WHEN v_mode = 'full' THEN convert_to(m.open || ',"truncated":true}', getdatabaseencoding()) END
       FROM unnest(v_ids) AS i (id)
-      JOIN @extschema@.outbox_events e ON e.id = i.id
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = i.id OFFSET 0) e
      CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"' AS open OFFSET 0) s
      CROSS JOIN LATERAL (SELECT s.open
                || ',"event_type":' || to_json(e.event_type)::text

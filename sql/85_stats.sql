@@ -18,7 +18,7 @@ BEGIN
                   FROM (SELECT d.id FROM outbox.delivery d
                          WHERE d.destination = t.name AND d.status = 'pending' AND d.next_attempt_at IS NOT NULL
                          ORDER BY d.next_attempt_at, d.id LIMIT 100) d
-                  JOIN @extschema@.outbox_events e ON e.id = d.id) x));
+                 CROSS JOIN LATERAL (SELECT y.created_at FROM @extschema@.outbox_events y WHERE y.id = d.id OFFSET 0) e) x));
 END
 $$;
 COMMENT ON FUNCTION outbox._oldest_pending() IS 'age of the oldest event that waits and is not scheduled for later';

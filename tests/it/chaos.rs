@@ -15,7 +15,7 @@ const CONSUMERS: u64 = 180;
 const AGGREGATES: u64 = 10;
 
 /// How long the sessions go on; `OUTBOX_CHAOS_SECONDS` says otherwise.
-const SECONDS: u64 = 15;
+const SECONDS: u64 = 120;
 
 /// A claim of a session that is not attached ends with this lease.
 const LEASE: Duration = Duration::from_secs(2);

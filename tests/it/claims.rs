@@ -6,16 +6,16 @@ use outbox_tests::cluster::{Cluster, Stop};
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
 
-const NONE: [i64; 0] = [];
+pub const NONE: [i64; 0] = [];
 
-async fn fixture() -> Result<(&'static Cluster, String, Session)> {
+pub async fn fixture() -> Result<(&'static Cluster, String, Session)> {
     let cluster = Cluster::shared().await?;
     let database = cluster.database().await?;
     let session = cluster.connect(&database).await?;
     Ok((cluster, database, session))
 }
 
-async fn insert(session: &Session, aggregates: &[&str]) -> Result<Vec<i64>> {
+pub async fn insert(session: &Session, aggregates: &[&str]) -> Result<Vec<i64>> {
     let rows = session
         .query(
             "INSERT INTO outbox_events (event_type, event_data, aggregate_type, aggregate_id)
@@ -28,9 +28,15 @@ async fn insert(session: &Session, aggregates: &[&str]) -> Result<Vec<i64>> {
 }
 
 /// The ids and the token of a claim.
-async fn claim(session: &Session, arguments: &str) -> Result<(Vec<i64>, i64)> {
+pub async fn claim(session: &Session, arguments: &str) -> Result<(Vec<i64>, i64)> {
     let rows = session.query(&format!("SELECT id, claim_token FROM outbox.claim({arguments})"), &[]).await?;
     Ok((rows.iter().map(|row| row.get(0)).collect(), rows.first().map_or(0, |row| row.get(1))))
+}
+
+/// Waits for a wake-up that says that something is due.
+pub async fn due(listener: &mut Session) -> Result<()> {
+    while !listener.notification(LONG).await?.payload().contains(r#""reason":"due""#) {}
+    Ok(())
 }
 
 async fn statuses(session: &Session) -> Result<String> {
@@ -95,11 +101,7 @@ async fn a_retry_is_announced_at_its_moment() -> Result<()> {
     let (_, token) = claim(&session, "10").await?;
     listener.batch_execute("LISTEN outbox_events").await?;
     session.execute(&format!("SELECT outbox.fail({token}, {}, 'no luck', '150 ms')", ids[0]), &[]).await?;
-    loop {
-        if listener.notification(LONG).await?.payload().contains(r#""reason":"due""#) {
-            break;
-        }
-    }
+    due(&mut listener).await?;
     assert_eq!(claim(&session, "10").await?.0, ids);
     assert_eq!(session.one::<i32>("SELECT retry_count FROM outbox_events").await?, 1);
     Ok(())
@@ -182,6 +184,42 @@ async fn an_event_that_commits_late_is_delivered_at_once() -> Result<()> {
     assert_eq!(claim(&session, "10").await?.0, NONE);
     late.batch_execute("COMMIT").await?;
     assert_eq!(claim(&session, "10").await?.0, early_id);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_commits_late_survives_the_savepoint_in_which_it_was_claimed() -> Result<()> {
+    let (cluster, database, session) = fixture().await?;
+    let (late, consumer) = (cluster.connect(&database).await?, cluster.connect(&database).await?);
+    late.batch_execute("BEGIN").await?;
+    let early_id = insert(&late, &[""]).await?;
+    let later_id = insert(&session, &[""]).await?;
+    consumer.batch_execute("BEGIN").await?;
+    assert_eq!(claim(&consumer, "10").await?.0, later_id);
+    late.batch_execute("COMMIT").await?;
+    consumer.batch_execute("SAVEPOINT s").await?;
+    assert_eq!(claim(&consumer, "10").await?.0, early_id);
+    consumer.batch_execute("ROLLBACK TO s; COMMIT").await?;
+    assert_eq!(claim(&session, "10").await?.0, early_id);
+    Ok(())
+}
+
+/// The launcher takes the only background worker, beside that of logical replication. The database postgres has a place
+/// in shared memory and never a worker; a new one has not even that.
+#[tokio::test]
+async fn an_aggregate_in_flight_waits_also_where_no_worker_can_run() -> Result<()> {
+    let cluster = Cluster::with(&[("max_worker_processes", "2"), ("max_logical_replication_workers", "1")]).await?;
+    for database in ["postgres".to_owned(), cluster.empty_database().await?] {
+        let (session, other) = (cluster.connect(&database).await?, cluster.connect(&database).await?);
+        session.batch_execute("CREATE EXTENSION pg_outbox").await?;
+        let ids = insert(&session, &["a", "a"]).await?;
+        let (first, token) = claim(&session, "1").await?;
+        assert_eq!(first, ids[..1], "{database}");
+        assert_eq!(claim(&other, "1").await?.0, NONE, "{database}");
+        assert_eq!(session.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 1);
+        assert_eq!(claim(&other, "1").await?.0, ids[1..], "{database}");
+        assert_eq!(session.one::<Option<i32>>("SELECT worker_pid FROM outbox.stats()").await?, None);
+    }
     Ok(())
 }
 

@@ -63,6 +63,30 @@ async fn each_role_can_do_its_work_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// Claims and settlements wait for whoever holds the lock that they take.
+#[tokio::test]
+async fn no_role_can_keep_others_from_claiming() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let session = cluster.connect(&cluster.database().await?).await?;
+    session
+        .batch_execute(
+            "CREATE ROLE nobody_special; CREATE ROLE producer; CREATE ROLE relay; CREATE ROLE monitor;
+             SELECT outbox.grant_producer('producer'), outbox.grant_relay('relay'), outbox.grant_monitor('monitor');
+             CREATE ROLE reader; GRANT USAGE ON SCHEMA outbox TO reader;",
+        )
+        .await?;
+    for role in ["nobody_special", "producer", "relay", "monitor", "reader"] {
+        for mode in ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE"] {
+            let lock = format!("BEGIN; LOCK TABLE outbox.turn IN {mode} MODE; COMMIT");
+            session.batch_execute(&format!("SET ROLE {role}")).await?;
+            let error = session.batch_execute(&lock).await.expect_err(role);
+            assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{role}: {mode}: {error}");
+            session.batch_execute("ROLLBACK; RESET ROLE").await?;
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn nothing_is_executable_by_public_and_every_definer_pins_its_path() -> Result<()> {
     let cluster = Cluster::shared().await?;

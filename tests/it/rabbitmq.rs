@@ -17,32 +17,32 @@ use outbox_tests::tls::Authority;
 use outbox_tests::wait::LONG;
 use uuid::Uuid;
 
-struct Site {
-    cluster: &'static Cluster,
-    database: String,
-    session: Session,
-    broker: Broker,
+pub struct Site {
+    pub cluster: &'static Cluster,
+    pub database: String,
+    pub session: Session,
+    pub broker: Broker,
 }
 
 impl Site {
-    async fn new(broker: Broker) -> Result<Self> {
+    pub async fn new(broker: Broker) -> Result<Self> {
         let cluster = Cluster::shared().await?;
         let database = cluster.database().await?;
         let session = cluster.connect(&database).await?;
         Ok(Site { cluster, database, session, broker })
     }
 
-    async fn shared() -> Result<Self> {
+    pub async fn shared() -> Result<Self> {
         Self::new(Broker::shared().await?).await
     }
 
     /// Adds a destination; the arguments are those after its name.
-    async fn add(&self, name: &str, arguments: &str) -> Result<()> {
+    pub async fn add(&self, name: &str, arguments: &str) -> Result<()> {
         self.session.batch_execute(&format!("SELECT outbox.add_rabbitmq('{name}'{arguments})")).await?;
         Ok(())
     }
 
-    async fn relay(&self) -> Result<Relay> {
+    pub async fn relay(&self) -> Result<Relay> {
         Relay::start(self.cluster, &self.database, Some(&self.broker)).await
     }
 
@@ -50,12 +50,12 @@ impl Site {
         Relay::with(&self.cluster.url(&self.database), Some(amqp_url), &[]).await
     }
 
-    async fn publish(&self, aggregate: &str) -> Result<Uuid> {
+    pub async fn publish(&self, aggregate: &str) -> Result<Uuid> {
         let sql = "SELECT outbox.publish('contact.created', '{}', 'contact', $1)";
         Ok(self.session.query_one(sql, &[&aggregate]).await?.get(0))
     }
 
-    async fn until(&self, condition: &str) -> Result<()> {
+    pub async fn until(&self, condition: &str) -> Result<()> {
         self.session.until(condition, LONG).await
     }
 
@@ -88,7 +88,7 @@ impl Site {
     }
 
     /// Everything is settled and no circuit is open.
-    async fn processed(&self) -> Result<()> {
+    pub async fn processed(&self) -> Result<()> {
         self.until("SELECT bool_and(status = 'processed') FROM outbox_events").await?;
         self.until("SELECT bool_and(state = 'active') FROM outbox.destinations").await
     }

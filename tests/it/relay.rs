@@ -217,7 +217,9 @@ fn wrong_configuration_is_one_clear_line_without_a_password() -> Result<()> {
             assert!(text.trim_end().lines().count() <= 1, "{variables:?}: {text}");
         }
     }
-    for arguments in [&[][..], &["run", good], &["deliver", good], &["run", "--database-url"], &["run", "--lease=hidden-word"]] {
+    for arguments in
+        [&[][..], &["run", good], &["deliver", good], &["run", "--database-url"], &["run", "--lease=hidden-word"]]
+    {
         let (code, text) = refused(arguments, &[])?;
         assert_eq!(code, 64, "{arguments:?}: {text}");
         assert!(!text.contains("hidden-word") && text.trim_end().lines().count() == 1, "{arguments:?}: {text}");

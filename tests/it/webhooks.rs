@@ -586,6 +586,16 @@ async fn urls_with_a_user_or_of_another_scheme_are_not_taken() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_url_that_no_client_can_use_is_not_tried_for_ever() -> Result<()> {
+    let site = Site::new().await?;
+    site.add("hook", "http://1.2.3.4.5/", "{}").await?;
+    let _relay = site.relay().await?;
+    site.publish("1").await?;
+    site.until("SELECT status = 'failed' AND last_error LIKE '%malformed URL%' FROM outbox_events").await?;
+    site.until("SELECT state = 'disabled' AND last_error LIKE '%malformed URL%' FROM outbox.destinations").await
+}
+
+#[tokio::test]
 async fn a_network_can_be_opened_in_the_database() -> Result<()> {
     let cluster = Cluster::start().await?;
     let database = cluster.database().await?;
