@@ -137,21 +137,21 @@ END
 $$;
 COMMENT ON FUNCTION outbox._due() IS 'does what is due and returns when the next thing is';
 
-CREATE FUNCTION outbox._release_attachment(v_attachment bigint) RETURNS bigint
+CREATE FUNCTION outbox._release_attachments(v_attachments bigint[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_tokens bigint[];
 BEGIN
     PERFORM outbox._lock();
-    v_tokens := ARRAY(SELECT c.token FROM outbox.claims c WHERE c.attachment = v_attachment);
+    v_tokens := ARRAY(SELECT c.token FROM outbox.claims c WHERE c.attachment = ANY (v_attachments));
     IF cardinality(v_tokens) = 0 THEN
         RETURN 0;
     END IF;
     RETURN outbox._release(v_tokens);
 END
 $$;
-COMMENT ON FUNCTION outbox._release_attachment(bigint) IS 'releases the claims of a session that ended';
+COMMENT ON FUNCTION outbox._release_attachments(bigint[]) IS 'releases the claims of sessions that ended';
 
 -- The announcements of events, as bytes in the database's encoding. body: as outbox.notify_payload wants it; cut: without
 -- the data, marked as truncated; short: the identities alone, where body may be too long. Data that can't fit is not even

@@ -112,6 +112,10 @@ unsafe extern "C-unwind" fn leave_place(_code: i32, database: pg_sys::Datum) {
     let database = unsafe { &*(database.value() as *const Database) };
     database.armed.store(false, SeqCst);
     database.worker_latch.store(std::ptr::null_mut(), SeqCst);
+    if TERMINATED.load(SeqCst) {
+        // Somebody ended it: that is no failure, after which the launcher would wait longer each time.
+        database.stop.store(true, SeqCst);
+    }
     database.worker_pid.store(0, SeqCst);
     database.set_state(State::Idle);
     if let Some(shared) = shmem::try_get() {
@@ -236,18 +240,19 @@ impl Worker {
 
     fn release_ended(&mut self) -> bool {
         let ended = session::take_ended(self.database);
-        for attachment in &ended {
-            transaction(c"releasing the claims of a session that ended", || {
-                if let Err(e) =
-                    Spi::get_one_with_args::<i64>("SELECT outbox._release_attachment($1)", &[(*attachment).into()])
-                {
-                    error!("release of attachment {attachment}: {e}");
-                }
-            });
-            session::free(self.database, *attachment);
-            self.unreported = true;
+        if ended.is_empty() {
+            return false;
         }
-        !ended.is_empty()
+        // All in one turn: where many sessions come and go, many others wait for theirs.
+        transaction(c"releasing the claims of sessions that ended", || {
+            let release = "SELECT outbox._release_attachments($1)";
+            if let Err(e) = Spi::get_one_with_args::<i64>(release, &[ended.clone().into()]) {
+                error!("{release}: {e}");
+            }
+        });
+        ended.iter().for_each(|attachment| session::free(self.database, *attachment));
+        self.unreported = true;
+        true
     }
 
     fn do_what_is_due(&mut self) -> bool {
