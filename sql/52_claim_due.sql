@@ -100,7 +100,7 @@ BEGIN
                  FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at FROM outbox.delivery y
                         WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.place > j.id
                           AND y.status <> 'scheduled' AND (y.status <> 'failed' OR j.blocks)
-                        ORDER BY y.place LIMIT 50) z) y
+                        ORDER BY y.place LIMIT 50 + max_events / (SELECT count(*) FROM due)) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
            AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
     ), chosen AS MATERIALIZED (

@@ -4,7 +4,7 @@
 CREATE FUNCTION outbox._expand(v_ids bigint[], v_token bigint DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -24,12 +24,13 @@ BEGIN
         RETURNING id, claim_token
     ), marked AS (
         UPDATE @extschema@.outbox_events e SET claim_token = NULL, expanded = true FROM target t WHERE e.id = t.id
+    ), more AS MATERIALIZED (
+        SELECT u.claim_token, sum(u.n) AS n
+          FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
+         GROUP BY u.claim_token
     ), recounted AS (
-        UPDATE outbox.claims c SET held = c.held + n.n
-          FROM (SELECT u.claim_token, sum(u.n) AS n
-                  FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
-                 GROUP BY u.claim_token) n
-         WHERE c.token = n.claim_token
+        UPDATE outbox.claims c SET held = c.held + (SELECT m.n FROM more m WHERE m.claim_token = c.token)
+         WHERE c.token = ANY (ARRAY(SELECT m.claim_token FROM more m))
     )
     SELECT array_agg(t.id) INTO v_unwanted FROM target t WHERE NOT EXISTS (SELECT FROM listed l WHERE l.id = t.id);
     -- Those whom all it was handed out for have been removed, or want its type no more.
@@ -58,7 +59,8 @@ CREATE FUNCTION outbox.claim(
     RETURNS SETOF outbox.claimed_event
     LANGUAGE plpgsql SECURITY DEFINER ROWS 100
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
-    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -15,10 +15,15 @@ BEGIN
     END IF;
     WITH less AS MATERIALIZED (
         SELECT t.token, count(*) AS n FROM unnest(tokens) AS t (token) GROUP BY t.token
+    ), found AS MATERIALIZED (
+        SELECT l.token, l.n, c.at, c.held <= l.n AS empty
+          FROM less l
+         CROSS JOIN LATERAL (SELECT x.ctid AS at, x.held FROM outbox.claims x WHERE x.token = l.token OFFSET 0) c
     ), closed AS (
-        DELETE FROM outbox.claims c USING less l WHERE c.token = l.token AND c.held <= l.n RETURNING 1
+        DELETE FROM outbox.claims c WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE f.empty)) RETURNING 1
     ), kept AS (
-        UPDATE outbox.claims c SET held = c.held - l.n FROM less l WHERE c.token = l.token AND c.held > l.n
+        UPDATE outbox.claims c SET held = c.held - (SELECT f.n FROM found f WHERE f.token = c.token)
+         WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE NOT f.empty))
     )
     SELECT count(*) INTO v_closed FROM closed;
     IF v_closed > 0 THEN
@@ -32,7 +37,7 @@ COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'each token given holds one thin
 CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -55,7 +60,7 @@ COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of expanded events,
 CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -182,7 +187,8 @@ COMMENT ON FUNCTION outbox._claim_ids(bigint) IS 'all events that a claim handed
 CREATE FUNCTION outbox.ack(claim_token bigint, ids bigint[] DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
-    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
     v_ids bigint[];

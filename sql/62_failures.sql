@@ -4,7 +4,7 @@
 -- Once for all that a settlement reports: whatever is not delivered takes back what is behind it.
 CREATE FUNCTION outbox._expand_lines(v_tokens bigint[], v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off
-    SET enable_mergejoin = off SET jit = off
+    SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     PERFORM outbox._expand(ARRAY(
@@ -28,7 +28,8 @@ COMMENT ON FUNCTION outbox._expand_lines(bigint[], bigint[]) IS 'lists what clai
 -- After a delivery left its line without success, the later ones of the line that are in flight with the same consumer
 -- are taken back: they must not be delivered before it. Only those of the same claim can be.
 CREATE FUNCTION outbox._take_back(v_token bigint, v_destination text, v_key bigint, v_id bigint) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -50,7 +51,8 @@ COMMENT ON FUNCTION outbox._take_back(bigint, text, bigint, bigint) IS 'later ev
 -- outcome: failed (uses an attempt), rejected (dead letter), unavailable (the destination is down: uses none).
 CREATE FUNCTION outbox._failed(
     v_token bigint, v_id bigint, v_destination text, v_outcome text, v_error text, v_retry_in interval) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -108,7 +110,7 @@ COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
 CREATE FUNCTION outbox._release(v_tokens bigint[]) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -146,7 +148,8 @@ COMMENT ON FUNCTION outbox._release(bigint[]) IS 'gives back all that the claims
 
 -- One destination of one event is given back: the consumer has no room for it now.
 CREATE FUNCTION outbox._release_one(v_token bigint, v_id bigint, v_destination text) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -19,7 +19,7 @@ COMMENT ON FUNCTION outbox._retention() IS 'how long processed events are kept; 
 CREATE FUNCTION outbox._retain() RETURNS timestamptz
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
-    SET jit = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
     v_window CONSTANT int := 10000;

@@ -7,7 +7,8 @@
 -- what they add while the rows are counted is added to the count.
 CREATE FUNCTION outbox._recover(v_count boolean) RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = on SET enable_hashjoin = on SET jit = off
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = on SET enable_hashjoin = on
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
     v_counts record;
@@ -60,7 +61,7 @@ COMMENT ON FUNCTION outbox._forget_earlier_starts() IS 'ends all claims of earli
 -- Claimed rows whose claim is unknown: they came with a restore, or with rows copied by hand. Where it can't be told any
 -- more to whom an event is owed, it is owed to all that want it.
 CREATE FUNCTION outbox._release_orphans() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
     v_expanded record;
@@ -92,7 +93,8 @@ $$;
 COMMENT ON FUNCTION outbox._release_orphans() IS 'gives back what an unknown claim seems to hold';
 
 CREATE FUNCTION outbox._next_due() RETURNS timestamptz
-    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     RETURN least(
@@ -112,7 +114,8 @@ COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is
 
 -- The timer fired.
 CREATE FUNCTION outbox._due() RETURNS timestamptz
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();

@@ -2,7 +2,8 @@
 
 -- An event is owed again to a destination (null: to each that gave it up or, of a processed event, each that wants it).
 CREATE FUNCTION outbox.replay(event_id uuid, destination text DEFAULT NULL) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -45,7 +46,8 @@ COMMENT ON FUNCTION outbox.replay(uuid, text) IS
     'owes an event again: a dead letter to those that gave it up, a processed one to all that want it, or to one destination';
 
 CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (v_ids) AND NOT e.expanded;

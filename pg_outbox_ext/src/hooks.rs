@@ -3,7 +3,8 @@
 //! | command | what happens |
 //! | --- | --- |
 //! | DROP DATABASE, ALTER DATABASE … RENAME, … SET TABLESPACE, CREATE DATABASE (its template) | the database is parked: its worker ends before the command looks for other sessions, and comes back when the transaction is over, if the database is still there |
-//! | DROP EXTENSION, in whatever way | the worker ends at commit |
+//! | DROP EXTENSION | the same for this database: the two would wait for each other's locks |
+//! | the extension is dropped in whatever way | the worker ends at commit |
 //! | PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED | see [`crate::prepared`] |
 
 use crate::commit::{Local, note};
@@ -39,6 +40,7 @@ pub fn install() {
 /// What of a command concerns the outbox.
 enum Concern {
     Park(Vec<u8>),
+    ParkThis,
     Prepare(Vec<u8>),
     CommitPrepared(Vec<u8>),
     RollbackPrepared(Vec<u8>),
@@ -103,6 +105,8 @@ unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt) {
     SECOND_PHASE.with(|s| *s = None);
     match concern {
         Some(Concern::Park(name)) => park(&name),
+        // SAFETY: a plain read of a variable of this backend.
+        Some(Concern::ParkThis) => park_database(unsafe { pg_sys::MyDatabaseId }),
         Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name)),
         second_phase => SECOND_PHASE.with(|s| *s = second_phase),
     }
@@ -124,6 +128,10 @@ unsafe fn concern(node: *mut pg_sys::Node) -> Option<Concern> {
     unsafe {
         match (*node).type_ {
             pg_sys::NodeTag::T_DropdbStmt => text((*node.cast::<pg_sys::DropdbStmt>()).dbname).map(Concern::Park),
+            pg_sys::NodeTag::T_DropStmt => {
+                let extension = (*node.cast::<pg_sys::DropStmt>()).removeType == pg_sys::ObjectType::OBJECT_EXTENSION;
+                (extension && shmem::current().is_some()).then_some(Concern::ParkThis)
+            }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = &*node.cast::<pg_sys::RenameStmt>();
                 let database = rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE;
@@ -181,7 +189,10 @@ unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys:
 fn park(name: &[u8]) {
     let Ok(name) = std::ffi::CString::new(name) else { return };
     // SAFETY: a catalog look-up in a transaction.
-    let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
+    park_database(unsafe { pg_sys::get_database_oid(name.as_ptr(), true) });
+}
+
+fn park_database(oid: pg_sys::Oid) {
     let Some(shared) = shmem::try_get() else { return };
     if oid == pg_sys::InvalidOid || !may_change(oid) || !list_parked(shared, oid) {
         return;

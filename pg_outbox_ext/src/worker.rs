@@ -365,21 +365,25 @@ fn describe(kept: &mut Option<OwnedPreparedStatement>, ids: Vec<i64>, mode: &str
         let statement = match kept {
             Some(statement) => statement,
             None => {
-                let text = "SELECT body, cut, short FROM outbox._describe($1, $2)";
+                // As arrays: each value that is read by itself has its type looked up.
+                let text = "SELECT array_agg(body), array_agg(cut), array_agg(short) FROM outbox._describe($1, $2)";
                 let types = [PgBuiltInOids::INT8ARRAYOID.into(), PgBuiltInOids::TEXTOID.into()];
                 kept.insert(client.prepare(text, &types)?.keep())
             }
         };
-        let table = client.select(&*statement, None, &[ids.into(), mode.into()])?;
-        table
-            .map(|row| {
-                Ok(Described {
-                    body: row.get::<Vec<u8>>(1)?.unwrap_or_default(),
-                    cut: row.get::<Vec<u8>>(2)?,
-                    short: row.get::<Vec<u8>>(3)?.unwrap_or_default(),
-                })
+        let row = client.select(&*statement, None, &[ids.into(), mode.into()])?.first();
+        let texts = |column| -> spi::Result<Vec<Option<Vec<u8>>>> {
+            let all = row.get::<pgrx::Array<&[u8]>>(column)?;
+            Ok(all.map(|all| all.iter().map(|text| text.map(<[u8]>::to_vec)).collect()).unwrap_or_default())
+        };
+        let all = texts(1)?.into_iter().zip(texts(2)?).zip(texts(3)?);
+        Ok(all
+            .map(|((body, cut), short)| Described {
+                body: body.unwrap_or_default(),
+                cut,
+                short: short.unwrap_or_default(),
             })
-            .collect()
+            .collect())
     })
 }
 

@@ -15,7 +15,7 @@ const CONSUMERS: u64 = 180;
 const AGGREGATES: u64 = 10;
 
 /// How long the sessions go on; `OUTBOX_CHAOS_SECONDS` says otherwise.
-const SECONDS: u64 = 120;
+const SECONDS: u64 = 90;
 
 /// A claim of a session that is not attached ends with this lease.
 const LEASE: Duration = Duration::from_secs(2);
@@ -199,7 +199,7 @@ async fn consumer(arena: Arc<Arena>, number: u64, mut random: Random) -> Result<
 
 async fn work(arena: &Arena, session: &Session, number: u64, attached: bool, random: &mut Random) -> Result<()> {
     let until = (!attached).then(|| Instant::now() + LEASE);
-    let lease = if attached { "1 minute".to_owned() } else { format!("{} seconds", LEASE.as_secs()) };
+    let lease = if attached { "1 hour".to_owned() } else { format!("{} seconds", LEASE.as_secs()) };
     let most = random.below(20) + 1;
     let claim = format!("SELECT id, claim_token, aggregate_id FROM outbox.claim({most}, NULL, '{lease}')");
     let rows = session.query(&claim, &[]).await?;

@@ -120,6 +120,7 @@ async fn while_a_secret_is_rotated_the_old_and_the_new_one_verify() -> Result<()
     let receiver = Receiver::start()?;
     let old = site.add("hook", &receiver.url("hook"), "{}").await?;
     let relay = site.relay().await?;
+    relay.logged(r#""message":"served""#, LONG).await?;
     let new: String = site.session.one("SELECT outbox.rotate_secret('hook')").await?;
     relay.logged(r#""message":"changed""#, LONG).await?;
     assert_ne!(old, new);
