@@ -11,6 +11,7 @@
 //! | connection refused, lost, login refused, no confirm in time | unavailable |
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -161,7 +162,7 @@ impl RabbitMq {
             if let Some(outcome) = too_many_headers(&open, event) {
                 return outcome;
             }
-            let publishing = timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event, attempt));
+            let publishing = pin!(timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event, attempt)));
             match open.link.unless_blocked(publishing).await {
                 Ok(Ok(Ok(Try::Over(outcome)))) => return outcome,
                 Ok(Ok(Ok(Try::Again))) => closed = "the channel was given up".into(),
@@ -274,6 +275,11 @@ impl RabbitMq {
             current.open = kept.clone();
             return open.link.unless_blocked(std::future::ready(open.clone())).await;
         }
+        // Thousands of deliveries are under way at a time: what is rare takes no room in each of them.
+        Box::pin(self.reopen(&mut current, kept)).await
+    }
+
+    async fn reopen(&self, current: &mut Current, kept: Option<Arc<Open>>) -> Result<Arc<Open>, String> {
         if let Some((_, error)) = current.failed.clone().filter(|(at, _)| at.elapsed() < PAUSE) {
             current.open = kept;
             return Err(error);
@@ -326,6 +332,14 @@ impl RabbitMq {
         if declared.contains(&key) {
             return Ok(());
         }
+        Box::pin(self.declare_all(open, exchange, routing_key)).await?;
+        if declared.len() < MAX_DECLARED {
+            declared.insert(key);
+        }
+        Ok(())
+    }
+
+    async fn declare_all(&self, open: &Open, exchange: &str, routing_key: &str) -> lapin::Result<()> {
         if !exchange.is_empty() {
             let kind = ExchangeKind::Custom(self.exchange_type.clone());
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -333,9 +347,6 @@ impl RabbitMq {
         }
         if self.declare == Declare::Queue {
             self.declare_queue(open, exchange, routing_key).await?;
-        }
-        if declared.len() < MAX_DECLARED {
-            declared.insert(key);
         }
         Ok(())
     }
