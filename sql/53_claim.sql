@@ -1,7 +1,7 @@
 -- The claim itself: what a consumer calls.
 
 -- From now on what a claim holds of these events is listed delivery by delivery.
-CREATE FUNCTION outbox._expand(v_ids bigint[], v_token bigint DEFAULT NULL) RETURNS void
+CREATE FUNCTION outbox._expand(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -14,7 +14,6 @@ BEGIN
         SELECT e.id, e.claim_token, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
           FROM @extschema@.outbox_events e
          WHERE e.id = ANY (v_ids) AND e.status = 'processing' AND e.claim_token IS NOT NULL
-           AND (v_token IS NULL OR e.claim_token = v_token)
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, aggregate_key, status, claim_token)
         SELECT t.id, coalesce(d.name, ''), t.key, 'processing', t.claim_token
@@ -37,7 +36,7 @@ BEGIN
     PERFORM outbox._refresh(v_unwanted) WHERE v_unwanted IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._expand(bigint[], bigint) IS 'lists what claims hold of these events in outbox.delivery';
+COMMENT ON FUNCTION outbox._expand(bigint[]) IS 'lists what claims hold of these events in outbox.delivery';
 
 CREATE FUNCTION outbox._advance_mark(mark bigint) RETURNS bigint
     LANGUAGE plpgsql STABLE
