@@ -102,11 +102,13 @@ impl Lane {
                     self.ended(epoch, line, item, outcome);
                 }
                 order = inbox.recv() => match order {
-                    Some(Order::Change(settings)) => {
-                        self.settings = settings;
-                        preparing = self.prepare();
+                    Some(order) => {
+                        let changed = matches!(order, Order::Change(_));
+                        self.obey(order);
+                        if changed {
+                            preparing = self.prepare();
+                        }
                     }
-                    Some(order) => self.obey(order),
                     None => break,
                 },
                 () = &mut preparing => preparing = std::future::pending().boxed(),
