@@ -55,3 +55,98 @@ COMMENT ON FUNCTION outbox._forget_deliveries() IS 'all deliveries go with all e
 
 CREATE TRIGGER after_outbox_truncate_deliveries AFTER TRUNCATE ON @extschema@.outbox_events
     FOR EACH STATEMENT EXECUTE FUNCTION outbox._forget_deliveries();
+
+-- What an edit by hand means. The payload may be changed at any time: the next attempt sends what is there then. Where an
+-- event goes and when may be changed until it has been given to its destinations. Its state is not for an edit to change: it
+-- follows from what claims and settlements did.
+CREATE FUNCTION outbox._guard_edit() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NEW.status <> OLD.status THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('status of outbox event %s can''t be changed from %s to %s by an UPDATE', OLD.id, OLD.status, NEW.status),
+            HINT = 'Use outbox.replay() to deliver it again, claim and ack to take it as delivered, or delete the event.';
+    ELSIF (NEW.id, NEW.event_id, NEW.expanded, NEW.routed) <> (OLD.id, OLD.event_id, OLD.expanded, OLD.routed)
+          OR NEW.claim_token IS DISTINCT FROM OLD.claim_token THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('id, event_id, claim_token, expanded and routed of outbox event %s can''t be changed', OLD.id),
+            HINT = 'Insert another event in its place.';
+    ELSIF OLD.status <> 'processed' AND (OLD.status <> 'pending' OR OLD.expanded) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('type, aggregate, tenant and available_at of outbox event %s can''t be changed any more', OLD.id),
+            DETAIL = 'It has been given to its destinations.',
+            HINT = 'Delete the event and insert another one, or change event_data and metadata alone.';
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._guard_edit() IS 'refuses an edit by hand that the event''s state contradicts';
+
+CREATE TRIGGER guard_outbox_edit
+    AFTER UPDATE OF id, event_id, event_type, aggregate_type, aggregate_id, tenant_id, available_at, status, claim_token,
+                    expanded, routed ON @extschema@.outbox_events
+    FOR EACH ROW
+    WHEN (current_user <> 'outbox_owner'
+          AND (OLD.id, OLD.event_id, OLD.event_type, OLD.aggregate_type, OLD.aggregate_id, OLD.tenant_id, OLD.available_at,
+               OLD.status, OLD.claim_token, OLD.expanded, OLD.routed)
+              IS DISTINCT FROM
+              (NEW.id, NEW.event_id, NEW.event_type, NEW.aggregate_type, NEW.aggregate_id, NEW.tenant_id, NEW.available_at,
+               NEW.status, NEW.claim_token, NEW.expanded, NEW.routed))
+    EXECUTE FUNCTION outbox._guard_edit();
+
+-- Rows that somebody else than these functions adds come with a restore. What recovery concluded already from the events
+-- stays, and the worker looks at the rest.
+CREATE FUNCTION outbox._admit_delivery() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM outbox.delivery d WHERE d.id = NEW.id AND d.destination = NEW.destination) THEN
+        RETURN NULL;
+    ELSIF NEW.status = 'processing' THEN
+        NEW.status := 'pending';
+        NEW.claim_token := NULL;
+        NEW.next_attempt_at := clock_timestamp();
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION outbox._admit_delivery() IS 'takes in a delivery that comes with a restore';
+
+CREATE TRIGGER before_restored_delivery BEFORE INSERT ON outbox.delivery
+    FOR EACH ROW WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._admit_delivery();
+
+CREATE TRIGGER after_restored_delivery AFTER INSERT ON outbox.delivery
+    FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
+
+CREATE TRIGGER after_restored_destination AFTER INSERT ON outbox.destination
+    FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
+
+-- The functions name the table and its columns.
+CREATE FUNCTION outbox._guard_names() RETURNS event_trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regnamespace('outbox') IS NULL OR (
+        SELECT count(*)
+          FROM pg_class c
+          JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
+          JOIN (VALUES ('id', 'int8'), ('event_id', 'uuid'), ('event_type', 'text'), ('event_version', 'text'),
+                       ('aggregate_type', 'text'), ('aggregate_id', 'text'), ('tenant_id', 'text'), ('event_data', 'jsonb'),
+                       ('metadata', 'jsonb'), ('created_at', 'timestamptz'), ('available_at', 'timestamptz'),
+                       ('status', 'text'), ('retry_count', 'int4'), ('last_error', 'text'), ('processed_at', 'timestamptz'),
+                       ('claim_token', 'int8'), ('expanded', 'bool'), ('routed', 'bool')) AS k (name, type)
+            ON a.attname = k.name AND a.atttypid = k.type::regtype
+         WHERE c.relnamespace = to_regnamespace('@extschema@') AND c.relname = 'outbox_events' AND c.relkind = 'r') < 18 THEN
+        RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',
+            MESSAGE = 'outbox_events, its columns and its schema can''t be renamed, moved or changed in type',
+            DETAIL = 'The functions of pg_outbox name them.',
+            HINT = 'To have the table in another schema: CREATE EXTENSION pg_outbox SCHEMA … in a new database, or after DROP EXTENSION.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._guard_names() IS 'refuses a change of the names that the functions rely on';
+
+CREATE EVENT TRIGGER outbox_guard_names ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER VIEW', 'ALTER MATERIALIZED VIEW', 'ALTER SEQUENCE', 'ALTER FOREIGN TABLE')
+    EXECUTE FUNCTION outbox._guard_names();
