@@ -1,5 +1,6 @@
 //! Tests against real servers: one file a subject.
 
+mod attackers;
 mod chaos;
 mod claims;
 mod connections;
@@ -10,6 +11,7 @@ mod lifecycle;
 mod model;
 mod notifications;
 mod owed;
+mod owners;
 mod privileges;
 mod queries;
 mod rabbitmq;
