@@ -23,7 +23,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %s', role);
     EXECUTE format('GRANT USAGE ON TYPE outbox.claimed_event TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
-                   'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.register_default, '
+                   'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
                    'outbox.webhook_allow_networks, outbox.stats, outbox.health TO %s', role);
 END
 $$;
@@ -46,7 +46,7 @@ AS $$
 BEGIN
     PERFORM outbox.grant_monitor(role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.replay, outbox.replay_failed, outbox.purge_failed, outbox.add_rabbitmq, '
-                   'outbox.add_webhook, outbox.pause, outbox.resume, outbox.remove_destination, outbox.rotate_secret TO %s', role);
+                   'outbox.add_webhook, outbox.pause, outbox.resume, outbox.remove_destination, outbox.rotate_secret, outbox.repair TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION outbox.grant_operator(regrole) IS
