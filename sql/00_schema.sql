@@ -1,10 +1,11 @@
 -- pg_outbox: the schema that holds everything but the table of events.
 --
 -- The files of this folder, in the order of their names, are the install script:
---   00 schema          10 tables           20 library functions   30 trigger
---   35 publish   40 destinations   50 claim   60 settle, failures
---   64 circuit         68 retention         70 worker             80 replay          85 stats, health
---   90 views           95 grants            99 start of the worker
+--   00 schema, roles   10 tables           20 library functions   30 trigger
+--   35 publish         38 secrets          40 destinations        50 claim           60 settle, failures
+--   64 circuit         68 retention        70 worker              80 replay          85 stats, health
+--   90 views           92 relay            95 grants              98 owners
+--   99 start of the worker
 
 \echo Use "CREATE EXTENSION pg_outbox" to load this file. \quit
 
@@ -28,3 +29,76 @@ BEGIN
     END IF;
 END
 $$;
+
+-- Who owns what. Triggers on outbox_events may be anybody's to whom it was granted, and they run with the rights of the
+-- function that changed the row. So
+--   outbox_owner   owns the tables and each SECURITY DEFINER function: it can do no more than what these do
+--   outbox_keeper  owns secrets, and the few functions that read or write them, none of which touches outbox_events
+--   the superuser that creates the extension owns the rest, which runs with the rights of its caller
+-- 98_owners.sql hands them over. The roles are the cluster's: databases share them, and DROP EXTENSION leaves them.
+DO $$
+DECLARE
+    v_role text;
+    v_why text;
+BEGIN
+    FOREACH v_role IN ARRAY ARRAY['outbox_owner', 'outbox_keeper'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = v_role) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', v_role);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;   -- made in another database at the same moment
+            END;
+        END IF;
+        -- Whoever may create roles could have made it first, and kept a hold of it.
+        SELECT CASE WHEN r.rolsuper THEN 'is a superuser'
+                    WHEN r.rolcanlogin THEN 'may log in'
+                    WHEN r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+                         THEN 'has CREATEROLE, CREATEDB, REPLICATION or BYPASSRLS'
+                    WHEN m.above IS NOT NULL THEN format('is a member of %s', m.above)
+                    WHEN m.below IS NOT NULL THEN format('has %s for a member', m.below) END
+          INTO v_why
+          FROM pg_roles r
+         CROSS JOIN LATERAL (
+               SELECT string_agg(m.roleid::regrole::text, ', ') FILTER (
+                          WHERE m.member = r.oid AND NOT (v_role = 'outbox_keeper' AND m.roleid = 'pg_read_all_stats'::regrole))
+                          AS above,
+                      string_agg(m.member::regrole::text, ', ') FILTER (
+                          WHERE m.roleid = r.oid AND NOT b.rolsuper AND (m.admin_option OR NOT coalesce(g.rolsuper, false)))
+                          AS below
+                 FROM pg_auth_members m
+                 LEFT JOIN pg_roles b ON b.oid = m.member
+                 LEFT JOIN pg_roles g ON g.oid = m.grantor
+                WHERE r.oid IN (m.roleid, m.member)) m
+         WHERE r.rolname = v_role;
+        IF v_why IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                MESSAGE = format('role %s exists already and %s', v_role, v_why),
+                DETAIL = 'pg_outbox owns its objects by this role, which nobody must be able to become.',
+                HINT = format('Rename it or drop it, or take that away: ALTER ROLE %1$s NOLOGIN NOSUPERUSER NOCREATEROLE '
+                              'NOCREATEDB NOREPLICATION NOBYPASSRLS; REVOKE … FROM %1$s; REVOKE %1$s FROM …;', v_role);
+        END IF;
+    END LOOP;
+    -- For outbox.health(): who holds back vacuum.
+    IF NOT EXISTS (SELECT FROM pg_auth_members m
+                    WHERE m.roleid = 'pg_read_all_stats'::regrole AND m.member = 'outbox_keeper'::regrole) THEN
+        GRANT pg_read_all_stats TO outbox_keeper;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION outbox._grant_apart(statement text) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'grant_apart_wrapper';
+COMMENT ON FUNCTION outbox._grant_apart(text) IS 'grants what pg_dump is to see, on an object that is not the extension''s';
+
+-- PUBLIC may lose this right.
+SELECT outbox._grant_apart('GRANT USAGE ON SCHEMA @extschema@ TO outbox_owner');
+
+-- PL/pgSQL for SECURITY DEFINER functions: what a foreign trigger does inside of one ends with it. Nothing is deferred to
+-- the commit, which is the caller's; no setting stays.
+CREATE FUNCTION outbox._guarded_call() RETURNS language_handler LANGUAGE c AS 'MODULE_PATHNAME', 'guarded_call';
+COMMENT ON FUNCTION outbox._guarded_call() IS 'runs a function in the language outbox_plpgsql';
+
+-- No validator: a function comes to it from plpgsql, and pg_upgrade can't name one that is another extension's.
+CREATE LANGUAGE outbox_plpgsql HANDLER outbox._guarded_call;
+COMMENT ON LANGUAGE outbox_plpgsql IS
+    'PL/pgSQL in a security-restricted operation: no deferred triggers, no settings that outlive the call';

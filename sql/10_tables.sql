@@ -81,7 +81,7 @@ CREATE TABLE outbox.destination (
         CASE kind WHEN 'webhook' THEN url IS NOT NULL
                   ELSE exchange IS NOT NULL AND routing_key IS NOT NULL END)
 );
-COMMENT ON TABLE outbox.destination IS 'where events go; read it through the view outbox.destinations';
+COMMENT ON TABLE outbox.destination IS 'where events go, without anything secret; read it through the view outbox.destinations';
 
 -- Apart from outbox.destination, so that no query on destinations can show a secret by accident.
 CREATE TABLE outbox.secret (
@@ -92,6 +92,19 @@ CREATE TABLE outbox.secret (
     PRIMARY KEY (destination, secret)
 );
 COMMENT ON TABLE outbox.secret IS 'signing secrets of webhooks; expires_at null: the current one';
+
+-- All that the relay sends a request by. Where it goes is kept beside what it carries, so that nobody can send a token
+-- elsewhere who may not read it; outbox.destination has a copy to show, and for the rules of delivery.
+CREATE TABLE outbox.hidden (
+    destination text PRIMARY KEY REFERENCES outbox.destination (name) ON DELETE CASCADE,
+    url         text NOT NULL,
+    settings    jsonb NOT NULL
+);
+COMMENT ON TABLE outbox.hidden IS 'URL and settings of webhooks as they were given, with what views do not show';
+
+-- No policy: for their owner alone, not for pg_read_all_data or pg_write_all_data.
+ALTER TABLE outbox.secret ENABLE ROW LEVEL SECURITY;
+ALTER TABLE outbox.hidden ENABLE ROW LEVEL SECURITY;
 
 -- The exceptions: what a destination is still owed after it did not get an event at the first claim, and its dead
 -- letters. The destination '' stands for "no destination yet": what a consumer of the application's own gets meanwhile.
@@ -181,4 +194,5 @@ SELECT pg_catalog.pg_extension_config_dump(pg_catalog.pg_get_serial_sequence('@e
 SELECT pg_catalog.pg_extension_config_dump('outbox.claim_token_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.destination', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.hidden', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');

@@ -38,6 +38,9 @@ COMMENT ON FUNCTION outbox._waiting(boolean) IS 'at commit: whether the last cla
 CREATE FUNCTION outbox._is_waiting() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'is_waiting_wrapper';
 COMMENT ON FUNCTION outbox._is_waiting() IS 'whether a settlement is to wake consumers';
 
+CREATE FUNCTION outbox._commit_to_disk() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'commit_to_disk_wrapper';
+COMMENT ON FUNCTION outbox._commit_to_disk() IS 'this transaction''s commit waits for the disk, whatever synchronous_commit says';
+
 CREATE FUNCTION outbox._unrouted(n bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_unrouted_wrapper';
 COMMENT ON FUNCTION outbox._unrouted(bigint) IS 'at commit: so many more events that no destination wanted';
 

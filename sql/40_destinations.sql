@@ -147,7 +147,7 @@ COMMENT ON FUNCTION outbox._check_settings(text, jsonb) IS 'an error for a setti
 -- Adds the destination, or changes the one of that name: its deliveries, its secret and its place stay.
 CREATE FUNCTION outbox._put_destination(
     name text, kind text, event_types text[], settings jsonb, exchange text, routing_key text, url text) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -175,7 +175,8 @@ BEGIN
            (name, kind, event_types, like_patterns, exchange, routing_key, url, settings, since_token)
     VALUES (_put_destination.name, _put_destination.kind, _put_destination.event_types,
             outbox._like_patterns(_put_destination.event_types), _put_destination.exchange,
-            _put_destination.routing_key, _put_destination.url, _put_destination.settings,
+            _put_destination.routing_key, outbox._shown_url(_put_destination.url),
+            outbox._shown_settings(_put_destination.settings),
             outbox._new_token())
     ON CONFLICT ON CONSTRAINT destination_pkey DO UPDATE
        SET event_types = excluded.event_types, like_patterns = excluded.like_patterns, exchange = excluded.exchange,
@@ -189,7 +190,7 @@ COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, tex
 
 -- Relays read the destinations again, and claim what may have become deliverable. The worker looks anew at what is due when.
 CREATE FUNCTION outbox._destinations_changed(name text) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM outbox._promote_all(name);
@@ -244,17 +245,21 @@ BEGIN
     PERFORM outbox._check_url(url);
     PERFORM outbox._check_secret(secret);
     PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url);
+    INSERT INTO outbox.hidden (destination, url, settings)
+    VALUES (add_webhook.name, add_webhook.url, add_webhook.settings)
+    ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
     SELECT s.secret INTO v_secret FROM outbox.secret s WHERE s.destination = add_webhook.name AND s.expires_at IS NULL;
     IF v_secret IS NULL OR v_secret <> add_webhook.secret THEN
         DELETE FROM outbox.secret s WHERE s.destination = add_webhook.name;
         v_secret := coalesce(add_webhook.secret, outbox._new_secret());
         INSERT INTO outbox.secret (destination, secret) VALUES (add_webhook.name, v_secret);
+        RETURN v_secret;
     END IF;
-    RETURN v_secret;
+    RETURN CASE WHEN add_webhook.secret IS NOT NULL OR outbox._caller_reads_secrets() THEN v_secret END;
 END
 $$;
 COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb) IS
-    'adds or changes a webhook and returns its signing secret';
+    'adds or changes a webhook and returns its signing secret; null: the present one stays, and is not the caller''s to see';
 
 -- The addresses behind the name are the relay's to judge, at the moment it connects.
 CREATE FUNCTION outbox._check_url(url text) RETURNS void
@@ -315,6 +320,7 @@ DECLARE
     v_secret text := outbox._new_secret();
 BEGIN
     PERFORM outbox._require_destination(name);
+    PERFORM outbox._lock_for_secrets();
     IF NOT EXISTS (SELECT FROM outbox.secret s WHERE s.destination = name) THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('destination %I has no signing secret', name),
             HINT = 'Only webhooks are signed.';

@@ -47,6 +47,8 @@ BEGIN
       INTO v_seen
       FROM (SELECT e.id, CASE WHEN e.status = 'processed' THEN coalesce(e.processed_at, e.created_at) END AS processed_at
               FROM @extschema@.outbox_events e WHERE e.id >= v_from ORDER BY e.id LIMIT v_window) w;
+    -- Foreign keys that would wait for the commit: nothing may be left to it.
+    SET CONSTRAINTS ALL IMMEDIATE;
     DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_seen.old[:v_batch]) AND e.status = 'processed';
     GET DIAGNOSTICS v_removed = ROW_COUNT;
     IF v_removed = v_processed THEN
@@ -77,6 +79,11 @@ DECLARE
 BEGIN
     PERFORM outbox._check_patterns(ARRAY[event_types]);
     PERFORM outbox._lock();
+    -- Nothing may be left to the commit.
+    IF EXISTS (SELECT FROM pg_constraint c
+                WHERE c.confrelid = '@extschema@.outbox_events'::regclass AND c.contype = 'f' AND c.condeferrable) THEN
+        SET CONSTRAINTS ALL IMMEDIATE;
+    END IF;
     WITH dead AS (
         DELETE FROM outbox.delivery d USING @extschema@.outbox_events e
          WHERE e.id = d.id AND d.status = 'failed' AND e.created_at <= clock_timestamp() - older_than

@@ -52,7 +52,7 @@ AS $$
 BEGIN
     PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.boot <> outbox._boot()))
       WHERE EXISTS (SELECT FROM outbox.claims c WHERE c.boot <> outbox._boot());
-    PERFORM set_config('synchronous_commit', 'local', true);
+    PERFORM outbox._commit_to_disk();
     PERFORM setval('outbox.claim_token_seq', nextval('outbox.claim_token_seq') + 100000);
 END
 $$;
@@ -177,7 +177,7 @@ BEGIN
           ORDER BY e.available_at LIMIT 1),
         (SELECT min(d.circuit_open_until) FROM outbox.destination d
           WHERE d.circuit_open_until > now() AND NOT d.paused AND d.disabled_reason IS NULL),
-        (SELECT min(s.expires_at) FROM outbox.secret s));
+        outbox._secrets_end());
 END
 $$;
 COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is due; null: nothing is';
@@ -195,8 +195,7 @@ BEGIN
     PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now))
       WHERE EXISTS (SELECT FROM outbox.claims c WHERE c.lease_until <= v_now);
     PERFORM outbox._claims(0, (SELECT min(c.lease_until) FROM outbox.claims c));
-    DELETE FROM outbox.secret s WHERE s.expires_at <= v_now;
-    IF FOUND THEN
+    IF outbox._forget_secrets(v_now) THEN
         PERFORM pg_notify('outbox_destinations', 'secret');
     END IF;
     IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL

@@ -1,7 +1,58 @@
 -- What is wrong, and what to do about it.
 
+-- Without the text of queries and the addresses of clients.
+CREATE FUNCTION outbox._sessions()
+    RETURNS TABLE (pid int, datname name, usename name, application_name text, backend_type text, state text,
+                   wait_event_type text, wait_event text, xact_start timestamptz, query_start timestamptz,
+                   state_change timestamptz, backend_xid xid, backend_xmin xid)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT a.pid, a.datname, a.usename, a.application_name, a.backend_type, a.state, a.wait_event_type, a.wait_event,
+           a.xact_start, a.query_start, a.state_change, a.backend_xid, a.backend_xmin
+      FROM pg_stat_activity a
+$$;
+COMMENT ON FUNCTION outbox._sessions() IS 'the sessions of the server, for which the owner of health() has no rights of its own';
+
+-- What is attached to the extension's tables and not the extension's. essential: it decides or changes what happens there;
+-- otherwise it can keep events from being removed.
+CREATE FUNCTION outbox._foreign_objects(OUT what text, OUT essential boolean) RETURNS SETOF record
+    LANGUAGE sql STABLE
+AS $$
+    WITH own AS MATERIALIZED (
+        SELECT d.classid, d.objid FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid
+         WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND x.extname = 'pg_outbox'
+    ), tab AS MATERIALIZED (
+        SELECT c.oid, c.relrowsecurity, c.relforcerowsecurity, c.relowner = 'outbox_keeper'::regrole AS secret
+          FROM own o JOIN pg_class c ON c.oid = o.objid WHERE o.classid = 'pg_class'::regclass AND c.relkind = 'r'
+    )
+    SELECT format('%strigger %I on %s (function %s of %s)', CASE WHEN t.tgdeferrable THEN 'deferrable ' END, t.tgname,
+                  t.tgrelid::regclass, p.oid::regprocedure, p.proowner::regrole), true
+      FROM pg_trigger t JOIN tab ON tab.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
+     WHERE NOT t.tgisinternal AND NOT EXISTS (SELECT FROM own o WHERE o.classid = 'pg_proc'::regclass AND o.objid = p.oid)
+    UNION ALL
+    SELECT format('rule %I on %s', r.rulename, r.ev_class::regclass), true
+      FROM pg_rewrite r JOIN tab ON tab.oid = r.ev_class
+    UNION ALL
+    SELECT format('policy %I on %s', p.polname, p.polrelid::regclass), true
+      FROM pg_policy p JOIN tab ON tab.oid = p.polrelid
+    UNION ALL
+    SELECT format('row security of %s', tab.oid::regclass), true
+      FROM tab WHERE tab.relforcerowsecurity OR tab.relrowsecurity <> tab.secret
+    UNION ALL
+    SELECT format('%s inherits from %s', i.inhrelid::regclass, i.inhparent::regclass), true
+      FROM pg_inherits i WHERE EXISTS (SELECT FROM tab WHERE tab.oid IN (i.inhrelid, i.inhparent))
+    UNION ALL
+    SELECT format('deferrable constraint %I on %s', c.conname, c.conrelid::regclass), true
+      FROM pg_constraint c JOIN tab ON tab.oid = c.conrelid WHERE c.condeferrable AND c.contype <> 't'
+    UNION ALL
+    SELECT format('foreign key %I of %s', c.conname, c.conrelid::regclass), false
+      FROM pg_constraint c JOIN tab ON tab.oid = c.confrelid
+     WHERE c.contype = 'f' AND NOT EXISTS (SELECT FROM tab x WHERE x.oid = c.conrelid)
+$$;
+COMMENT ON FUNCTION outbox._foreign_objects() IS 'triggers, rules, policies, children and foreign keys that others made';
+
 CREATE FUNCTION outbox.health(OUT check_name text, OUT ok boolean, OUT detail text, OUT hint text) RETURNS SETOF record
-    LANGUAGE plpgsql SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 11 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -25,6 +76,11 @@ BEGIN
        AND t.tgenabled NOT IN ('O', 'A');
     RETURN QUERY SELECT 'trigger', v_disabled IS NULL, coalesce('disabled: ' || v_disabled, 'enabled'),
         'ALTER TABLE outbox_events ENABLE TRIGGER after_outbox_insert;';
+    RETURN QUERY SELECT 'foreign_objects', coalesce(NOT bool_or(f.essential), true),
+        coalesce(string_agg(f.what, '; ' ORDER BY f.essential DESC, f.what), 'none'),
+        'What runs in claims and in the worker runs as outbox_owner: drop what is not wanted, and revoke TRIGGER and '
+        'REFERENCES on outbox_events. Foreign keys keep the events that they point to.'
+      FROM outbox._foreign_objects() f;
     RETURN QUERY SELECT 'consumers', coalesce(v_stats.consumers, 0) > 0,
         coalesce((SELECT string_agg(format('%s (pid %s)', a.consumer, a.pid), ', ') FROM outbox._attachments() a), 'none attached'),
         'Start outbox-relay with DATABASE_URL set to this database.';
@@ -47,12 +103,12 @@ BEGIN
         WITH holder AS (
             SELECT format('pid %s (%s), transaction open for %s', a.pid, coalesce(nullif(a.application_name, ''), a.backend_type),
                           clock_timestamp() - a.xact_start) AS detail, a.xact_start AS since
-              FROM pg_stat_activity a
+              FROM outbox._sessions() a
              WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
                AND a.datname = current_database()
             UNION ALL
             SELECT format('standby %s (pid %s), by hot_standby_feedback', coalesce(nullif(a.application_name, ''), '?'), a.pid), NULL
-              FROM pg_stat_activity a WHERE a.backend_type = 'walsender' AND age(a.backend_xmin) > 1000000
+              FROM outbox._sessions() a WHERE a.backend_type = 'walsender' AND age(a.backend_xmin) > 1000000
             UNION ALL
             SELECT format('prepared transaction %s', p.gid), p.prepared FROM pg_prepared_xacts p
             UNION ALL

@@ -1,12 +1,7 @@
 -- Read-only windows for operators and monitors. They show no secret.
 
 CREATE VIEW outbox.destinations AS
-SELECT d.name, d.kind, d.event_types, d.exchange, d.routing_key,
-       regexp_replace(d.url, '\?.*$', '?…') AS url,
-       CASE WHEN d.settings ? 'headers'
-            THEN jsonb_set(d.settings, '{headers}', (SELECT coalesce(jsonb_object_agg(k, '…'), '{}')
-                                                       FROM jsonb_object_keys(d.settings -> 'headers') AS k))
-            ELSE d.settings END AS settings,
+SELECT d.name, d.kind, d.event_types, d.exchange, d.routing_key, d.url, d.settings,
        CASE WHEN d.disabled_reason IS NOT NULL THEN 'disabled'
             WHEN d.paused THEN 'paused'
             WHEN d.circuit_failures = 0 THEN 'active'

@@ -5,14 +5,16 @@ CREATE FUNCTION outbox.relay_destinations()
                    max_attempts int)
     LANGUAGE sql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT d.name, d.kind, d.exchange, d.routing_key, d.url,
-           d.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._duration(d.settings, k, NULL))), '{}')
-                            FROM unnest(ARRAY['timeout', 'connect_timeout']) AS k WHERE d.settings ? k),
+    SELECT d.name, d.kind, d.exchange, d.routing_key, h.url,
+           r.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._duration(r.settings, k, NULL))), '{}')
+                            FROM unnest(ARRAY['timeout', 'connect_timeout']) AS k WHERE r.settings ? k),
            ARRAY(SELECT s.secret FROM outbox.secret s
                   WHERE s.destination = d.name AND coalesce(s.expires_at, 'infinity') > clock_timestamp()
                   ORDER BY s.expires_at DESC NULLS FIRST),
-           outbox._max_attempts(d.settings)
-      FROM outbox.destination d WHERE d.disabled_reason IS NULL
+           outbox._max_attempts(r.settings)
+      FROM outbox.destination d LEFT JOIN outbox.hidden h ON h.destination = d.name
+     CROSS JOIN LATERAL (SELECT coalesce(h.settings, d.settings)) AS r (settings)
+     WHERE d.disabled_reason IS NULL
      ORDER BY d.name
 $$;
 COMMENT ON FUNCTION outbox.relay_destinations() IS

@@ -1,26 +1,27 @@
--- Nothing is for PUBLIC; an operator grants what a role needs.
+-- What an operator of the database grants. Superusers alone may call these: they run with their caller's rights.
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
-REVOKE ALL ON FUNCTION @extschema@.notify_outbox_event() FROM PUBLIC;
-REVOKE ALL ON SCHEMA outbox FROM PUBLIC;
-
-CREATE FUNCTION outbox.grant_producer(role regrole) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION outbox.grant_producer(role regrole, may_read boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox, @extschema@ TO %s', role);
     EXECUTE format('GRANT INSERT (event_id, event_type, event_version, aggregate_type, aggregate_id, tenant_id, event_data, '
                    'metadata, created_at, available_at), SELECT (id, event_id) ON @extschema@.outbox_events TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.publish, outbox.uuid_v7 TO %s', role);
+    IF may_read THEN
+        EXECUTE format('GRANT SELECT ON @extschema@.outbox_events TO %s', role);
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox.grant_producer(regrole) IS 'may insert events, and nothing else';
+COMMENT ON FUNCTION outbox.grant_producer(regrole, boolean) IS
+    'may insert events, and nothing else; may_read: read them too, as ORMs do after an insert';
 
 CREATE FUNCTION outbox.grant_relay(role regrole) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %s', role);
+    EXECUTE format('GRANT USAGE ON TYPE outbox.claimed_event TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
                    'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
                    'outbox.webhook_allow_networks, outbox.stats, outbox.health TO %s', role);
@@ -29,7 +30,7 @@ $$;
 COMMENT ON FUNCTION outbox.grant_relay(regrole) IS 'may claim and settle, and read destinations with their secrets';
 
 CREATE FUNCTION outbox.grant_monitor(role regrole) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %s', role);
@@ -39,4 +40,14 @@ END
 $$;
 COMMENT ON FUNCTION outbox.grant_monitor(regrole) IS 'may see statistics, health, destinations and deliveries';
 
-REVOKE ALL ON FUNCTION outbox.grant_producer(regrole), outbox.grant_relay(regrole), outbox.grant_monitor(regrole) FROM PUBLIC;
+CREATE FUNCTION outbox.grant_operator(role regrole) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox.grant_monitor(role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.replay, outbox.replay_failed, outbox.purge_failed, outbox.add_rabbitmq, '
+                   'outbox.add_webhook, outbox.pause, outbox.resume, outbox.remove_destination, outbox.rotate_secret, outbox.repair TO %s', role);
+END
+$$;
+COMMENT ON FUNCTION outbox.grant_operator(regrole) IS
+    'may see what a monitor sees, replay and purge, and change destinations; sees no secret that it did not just make';

@@ -111,6 +111,12 @@ fn is_waiting() -> bool {
 }
 
 #[pg_extern]
+fn commit_to_disk() {
+    // SAFETY: sets a variable that lasts to the end of the transaction.
+    unsafe { pg_sys::ForceSyncCommit() }
+}
+
+#[pg_extern]
 fn note_unrouted(n: i64) {
     note(|note| note.unrouted += n);
 }

@@ -9,6 +9,8 @@ pub enum Error {
     ConsumerName,
     TooManyConsumers,
     Standby,
+    Definition,
+    NoDefiner,
 }
 
 impl Error {
@@ -33,6 +35,16 @@ impl Error {
                 PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION,
                 "cannot attach on a standby",
                 "Connect to the primary, for example with target_session_attrs=read-write.",
+            ),
+            Error::Definition => (
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "the roles of pg_outbox can't change definitions or privileges",
+                "A trigger of yours on outbox_events runs as outbox_owner; do this elsewhere, as another role.",
+            ),
+            Error::NoDefiner => (
+                PgSqlErrorCode::ERRCODE_INVALID_FUNCTION_DEFINITION,
+                "a function in the language outbox_plpgsql must be SECURITY DEFINER",
+                "The language is for the functions of pg_outbox; use plpgsql.",
             ),
         }
     }

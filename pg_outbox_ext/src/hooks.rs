@@ -9,7 +9,7 @@
 
 use crate::commit::{Local, note};
 use crate::shmem::{self, Shared, State};
-use crate::{prepared, wake};
+use crate::{prepared, roles, wake};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
@@ -100,7 +100,10 @@ unsafe extern "C-unwind" fn utility(
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt) {
     // SAFETY: the statement is the parse tree that PostgreSQL is about to run.
-    let concern = unsafe { concern((*statement).utilityStmt) };
+    let concern = unsafe {
+        roles::refuse_definition((*statement).utilityStmt);
+        concern((*statement).utilityStmt)
+    };
     // Left behind by a second phase that failed.
     SECOND_PHASE.with(|s| *s = None);
     match concern {

@@ -10,6 +10,7 @@
 //! - [`pack`]: many events in one payload of at most 7,999 bytes
 //! - [`launcher`]: one worker for each database that has the extension
 //! - [`hooks`]: commands that end a database or the extension; two-phase commit
+//! - [`roles`]: with whose rights code runs
 //! - [`session`]: attached consumers, whose end is noticed at once
 //! - [`api`], [`uuid`], [`guc`]: functions and settings
 //!
@@ -29,6 +30,7 @@ mod pack;
 mod prepared;
 mod recount;
 mod ring;
+mod roles;
 mod session;
 mod shmem;
 mod trigger;

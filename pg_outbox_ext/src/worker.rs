@@ -14,7 +14,7 @@
 
 use crate::pack::{self, Described};
 use crate::shmem::{self, Database, NEVER, State};
-use crate::{guc, session, wake};
+use crate::{guc, roles, session, wake};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -123,8 +123,18 @@ unsafe extern "C-unwind" fn leave_place(_code: i32, database: pg_sys::Datum) {
     }
 }
 
-/// Work in a transaction of its own that is visible in pg_stat_activity.
+/// Work as outbox_owner, to the end of the commit: triggers on the application's table may be anybody's.
 fn transaction<R>(what: &std::ffi::CStr, body: impl FnOnce() -> R) -> R {
+    let result = transaction_of_superuser(what, || {
+        roles::be_owner();
+        body()
+    });
+    roles::be_oneself();
+    result
+}
+
+/// A transaction of its own that is visible in pg_stat_activity.
+fn transaction_of_superuser<R>(what: &std::ffi::CStr, body: impl FnOnce() -> R) -> R {
     BUSY.store(true, SeqCst);
     // SAFETY: plain calls of PostgreSQL's statistics functions, and of what a SIGTERM that came earlier would have called.
     unsafe {
@@ -143,7 +153,7 @@ fn transaction<R>(what: &std::ffi::CStr, body: impl FnOnce() -> R) -> R {
 
 fn extension_is_here() -> bool {
     // SAFETY: a catalog look-up inside a transaction.
-    transaction(c"looking for the extension", || unsafe {
+    transaction_of_superuser(c"looking for the extension", || unsafe {
         pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true) != pg_sys::InvalidOid
     })
 }

@@ -1,5 +1,6 @@
 //! Tests against real servers: one file a subject.
 
+mod attackers;
 mod chaos;
 mod claims;
 mod connections;
@@ -11,6 +12,7 @@ mod locks;
 mod model;
 mod notifications;
 mod owed;
+mod owners;
 mod privileges;
 mod queries;
 mod rabbitmq;
