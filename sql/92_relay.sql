@@ -6,7 +6,7 @@ CREATE FUNCTION outbox.relay_destinations()
     LANGUAGE sql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT d.name, d.kind, d.exchange, d.routing_key, d.url,
-           d.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._duration(d.settings, k, NULL))), '{}')
+           d.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._span(d.settings, k, NULL))), '{}')
                             FROM unnest(ARRAY['timeout', 'connect_timeout']) AS k WHERE d.settings ? k),
            ARRAY(SELECT s.secret FROM outbox.secret s
                   WHERE s.destination = d.name AND coalesce(s.expires_at, 'infinity') > clock_timestamp()
