@@ -209,8 +209,8 @@ impl Dispatcher {
         if !due.is_empty() {
             let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
             self.query(async move {
-                store.renew(&due, lease).await?;
-                Ok(Answer::Renewed(due, at))
+                let open = store.renew(&due, lease).await?;
+                Ok(Answer::Renewed(open, at))
             });
         }
     }

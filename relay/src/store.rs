@@ -20,7 +20,8 @@ const CLAIM: &str = "SELECT id, event_id, event_type, event_version, aggregate_t
      FROM outbox.claim($1::int, $2::text[], $3::float8 * interval '1 second')";
 const ATTEMPTS: &str = "SELECT id, destination, attempts FROM outbox.claimed_attempts($1)";
 const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
-const RENEW: &str = "SELECT outbox.renew($1::bigint[], $2::float8 * interval '1 second')";
+const RENEW: &str = "SELECT t FROM unnest($1::bigint[]) AS t \
+     WHERE outbox.renew(ARRAY[t], $2::float8 * interval '1 second') > 0";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings, secrets, max_attempts \
      FROM outbox.relay_destinations()";
 const STATS: &str = "SELECT pending, processing, failed, \
@@ -122,10 +123,10 @@ impl Store {
         Ok(row.try_get(0)?)
     }
 
-    /// Starts the leases of these claims anew.
-    pub async fn renew(&self, tokens: &[i64], lease: Duration) -> Result<()> {
-        self.settles.query_one(&self.renew, &[&tokens, &lease.as_secs_f64()]).await?;
-        Ok(())
+    /// Starts the leases of these claims anew; those that were still open.
+    pub async fn renew(&self, tokens: &[i64], lease: Duration) -> Result<Vec<i64>> {
+        let rows = self.settles.query(&self.renew, &[&tokens, &lease.as_secs_f64()]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// Gives back all that these claims still hold.

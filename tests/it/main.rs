@@ -1,13 +1,16 @@
 //! Tests against real servers: one file a subject.
 
+mod broker_side;
 mod chaos;
 mod claims;
 mod connections;
 mod delivery;
+mod faults;
 mod growth;
 mod health;
 mod lifecycle;
 mod model;
+mod neighbours;
 mod notifications;
 mod owed;
 mod privileges;
@@ -16,5 +19,7 @@ mod rabbitmq;
 mod relay;
 mod returns;
 mod smoke;
+mod strings;
+mod throttle;
 mod wakeups;
 mod webhooks;

@@ -448,7 +448,7 @@ async fn a_routing_key_that_amqp_cannot_carry_is_a_dead_letter() -> Result<()> {
 #[tokio::test]
 async fn what_is_declared_is_up_to_the_destination() -> Result<()> {
     let site = Site::shared().await?;
-    let base = r#""base": 0.1"#;
+    let base = r#""base": 0.1, "cap": 0.5, "max_attempts": 1000"#;
     site.add("exchange", &format!(r#", 'x-exchange', settings => '{{"declare": "exchange", {base}}}'"#)).await?;
     site.add("kind", &format!(r#", 'x-direct', settings => '{{"exchange_type": "direct", {base}}}'"#)).await?;
     site.add("queue", &format!(r#", 'x-queue', settings => '{{"declare": "queue", {base}}}'"#)).await?;

@@ -14,7 +14,7 @@ use super::broker::{Broker, Link, describe};
 use super::returns::Returns;
 
 /// After a failure nobody tries again for this long: many deliveries fail together.
-const PAUSE: Duration = Duration::from_millis(100);
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// Names remembered; templates can yield any number.
 const MAX_REMEMBERED: usize = 10_000;

@@ -17,7 +17,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
@@ -26,7 +26,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::broker::{Broker, describe};
-use super::channel::{Declared, Open, Slot};
+use super::channel::{Declared, Open, PAUSE, Slot};
 use super::json::Object;
 use super::message::{properties, read_return, too_large, too_many_headers};
 use super::template::Template;
@@ -51,9 +51,16 @@ pub struct RabbitMq {
     timeout: Duration,
     main: Slot,
     /// For what might close its channel; whoever has it is alone there.
-    trial: Mutex<Slot>,
+    trial: Mutex<Trial>,
     /// The broker has refused a routing key: each is tried out from now on.
     by_key: AtomicBool,
+}
+
+#[derive(Default)]
+struct Trial {
+    slot: Slot,
+    /// What is wrong with the destination as a whole, and when that was found out: it holds for all who wait.
+    failed: Option<(Instant, String)>,
 }
 
 /// Where a message goes.
@@ -119,11 +126,12 @@ impl RabbitMq {
             return Ok(());
         }
         let trial = self.trial.lock().await;
+        let trial = &trial.slot;
         let apart = trial.open(&self.broker, self.timeout).await.map_err(|why| why.text())?;
         let declaring = self.topology.declare(&apart.channel, &open.known, needed);
         match self.bounded(&apart, declaring).await {
             Ok(()) => Ok(()),
-            Err(fault) => Err(self.text(&apart, &trial, fault).await),
+            Err(fault) => Err(self.text(&apart, trial, fault).await),
         }
     }
 
@@ -145,13 +153,14 @@ impl RabbitMq {
             _ => self.fixed_needs()?.unwrap_or_default(),
         };
         let trial = self.trial.lock().await;
+        let trial = &trial.slot;
         for what in &needed {
             let open = trial.open(&self.broker, self.timeout).await.map_err(|why| why.text())?;
             match self.bounded(&open, self.topology.exists(&open.channel, what)).await {
                 Ok(()) if self.topology.declare == Declare::Nothing => continue,
                 Ok(()) => {}
                 Err(fault) => {
-                    let text = self.text(&open, &trial, fault).await;
+                    let text = self.text(&open, trial, fault).await;
                     if text.contains("NOT_FOUND") && self.topology.declare != Declare::Nothing {
                         continue;
                     }
@@ -159,7 +168,7 @@ impl RabbitMq {
                 }
             }
             if let Err(fault) = self.bounded(&open, self.topology.agrees(&open.channel, what)).await {
-                return Err(self.text(&open, &trial, fault).await);
+                return Err(self.text(&open, trial, fault).await);
             }
         }
         trial.open(&self.broker, self.timeout).await.map(|_| ()).map_err(|why| why.text())
@@ -230,22 +239,35 @@ impl RabbitMq {
             && self.topology.is_ready(&open.known, names.exchange.as_str(), &names.key)
     }
 
-    /// Publishes on the channel that closes for nobody else's sake. None: meanwhile another has shown that all is well.
+    /// Tries it out alone. None: meanwhile another has shown that all is well.
     async fn try_out(&self, open: &Open, names: &Names, event: &Event, attempt: u32) -> Option<Outcome> {
-        let trial = self.trial.lock().await;
+        let mut trial = self.trial.lock().await;
         if self.is_known(open, names, event) {
             return None;
         }
+        if let Some((_, error)) = trial.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
+            return Some(Outcome::Unavailable { error: error.clone() });
+        }
+        let outcome = self.publish_apart(&trial.slot, open, names, event, attempt).await;
+        trial.failed = match &outcome {
+            Outcome::Unavailable { error } => Some((Instant::now(), error.clone())),
+            _ => None,
+        };
+        Some(outcome)
+    }
+
+    /// Publishes on the channel that closes for nobody else's sake.
+    async fn publish_apart(&self, trial: &Slot, open: &Open, names: &Names, event: &Event, attempt: u32) -> Outcome {
         let apart = match trial.open(&self.broker, self.timeout).await {
             Ok(apart) => apart,
-            Err(why) => return Some(why.into()),
+            Err(why) => return why.into(),
         };
         let trying = async {
             let needed = self.topology.needs(names.exchange.as_str(), Some(&names.key));
             self.topology.declare(&apart.channel, &open.known, needed).await?;
             self.publish(&apart, names, event, attempt).await
         };
-        Some(match self.bounded(&apart, trying).await {
+        match self.bounded(&apart, trying).await {
             Ok(Try::Over(outcome)) => {
                 let by_key = self.by_key.load(Ordering::Relaxed);
                 open.known.taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key);
@@ -260,8 +282,8 @@ impl RabbitMq {
                 let text = format!("channel closed by RabbitMQ: {}", describe(&error));
                 self.blame(&error, names, event).unwrap_or_else(|| self.closed(text))
             }
-            Err(fault) => self.lost(&apart, &trial, fault).await,
-        })
+            Err(fault) => self.lost(&apart, trial, fault).await,
+        }
     }
 
     /// A queue or binding that was declared may have been deleted since.

@@ -114,9 +114,10 @@ impl Webhook {
             Err(error) => return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") },
         };
         let sending = Progress::default();
-        let attempt = self.attempt(event, &body, &sending);
-        match timeout(self.timeout, attempt).await {
-            Ok(outcome) => outcome,
+        match timeout(self.timeout, self.attempt(event, &body, &sending)).await {
+            // Its status says what became of the event, however long the rest takes.
+            Ok(Ok(answer)) => answer::judge(answer, &self.rests).await,
+            Ok(Err(outcome)) => outcome,
             Err(_) if sending.is_connecting() => {
                 unavailable(format!("can't connect: {}", self.too_late("no connection")))
             }
@@ -125,21 +126,16 @@ impl Webhook {
     }
 
     /// One request, and another each time that a kept connection turns out to have ended; the last is on a new one.
-    async fn attempt(&self, event: &Event, body: &Parts, progress: &Progress) -> Outcome {
-        for _ in 0..self.concurrency {
+    async fn attempt(&self, event: &Event, body: &Parts, progress: &Progress) -> Result<Response, Outcome> {
+        let mut ended = String::new();
+        for _ in 0..=self.concurrency {
             match self.send(event, body, progress).await {
-                Ok(answer) => return answer::judge(answer, &self.rests).await,
-                Err(Silence::Over(outcome)) => return outcome,
-                Err(Silence::Ended(error)) => {
-                    tracing::debug!(error = causes(&error), "a kept connection has ended; sent again");
-                }
+                Ok(answer) => return Ok(answer),
+                Err(Silence::Over(outcome)) => return Err(outcome),
+                Err(Silence::Ended(error)) => ended = causes(&error),
             }
         }
-        match self.send(event, body, progress).await {
-            Ok(answer) => answer::judge(answer, &self.rests).await,
-            Err(Silence::Over(outcome)) => outcome,
-            Err(Silence::Ended(error)) => unavailable(format!("no answer: {}", causes(&error))),
-        }
+        Err(unavailable(format!("no answer: {ended}")))
     }
 
     async fn send(&self, event: &Event, body: &Parts, progress: &Progress) -> Result<Response, Silence> {
