@@ -12,8 +12,7 @@ use crate::store;
 
 const RELAY_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
      FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"settle(bigint[],bigint[],jsonb)\", \
-     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), claimed_attempts(bigint), register_default(), webhook_allow_networks(), destination_back(text[]), \
-     \"destination_unable(text[],text)\", stats()}'::text[]) \
+     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), claimed_attempts(bigint), \"claim_refs(integer,text[],interval)\", \"claimed(bigint,bigint)\", webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", stats()}'::text[]) \
      AS f WHERE NOT has_function_privilege('outbox.' || f, 'EXECUTE')";
 
 /// Prints what was found and says whether all is well.
@@ -84,8 +83,8 @@ async fn check_destinations(report: &mut Report, config: &Config, client: &Clien
         store::destinations(client).await
     };
     let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), &config.amqp) {
-        (0, Some(_)) => "none; run registers the default one, rabbitmq".into(),
-        (0, None) => "none; events stay pending".into(),
+        (0, Some(_)) => "none; events stay pending: SELECT outbox.add_rabbitmq('orders')".into(),
+        (0, None) => "none; events stay pending: SELECT outbox.add_webhook('crm', 'https://…')".into(),
         (n, _) => format!("{n}"),
     }) else {
         return;

@@ -76,9 +76,6 @@ impl Sessions {
             let claims = self.connector.connect(Some(notified)).await?;
             let settles = self.connector.connect_beside(&claims).await?;
             let store = Store::open(claims.client, settles.client, &self.config.consumer, claims.utf8).await?;
-            if self.config.amqp.is_some() && store.register_default().await? {
-                tracing::info!("no destination yet: registered the default one, rabbitmq");
-            }
             Ok::<_, Error>((Arc::new(store), claims.driver, settles.driver))
         };
         let (store, mut claims, mut settles) = tokio::select! {

@@ -152,11 +152,6 @@ impl Store {
         destinations(&self.settles).await
     }
 
-    /// Adds the default RabbitMQ destination when there is none at all.
-    pub async fn register_default(&self) -> Result<bool> {
-        Ok(self.settles.query_one("SELECT outbox.register_default()", &[]).await?.try_get(0)?)
-    }
-
     pub async fn webhook_allow_networks(&self) -> Result<String> {
         webhook_allow_networks(&self.settles).await
     }
