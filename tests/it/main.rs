@@ -1,14 +1,17 @@
 //! Tests against real servers: one file a subject.
 
 mod attackers;
+mod broker_side;
 mod chaos;
 mod claims;
 mod connections;
 mod delivery;
+mod faults;
 mod growth;
 mod health;
 mod lifecycle;
 mod model;
+mod neighbours;
 mod notifications;
 mod owed;
 mod owners;
@@ -18,5 +21,7 @@ mod rabbitmq;
 mod relay;
 mod returns;
 mod smoke;
+mod strings;
+mod throttle;
 mod wakeups;
 mod webhooks;
