@@ -75,6 +75,10 @@ CREATE TABLE outbox.destination (
     circuit_failures   int NOT NULL DEFAULT 0,
     circuit_open_until timestamptz,
     last_error         text,
+    last_success_at    timestamptz,
+    last_success_by    int,
+    failing_since      timestamptz,
+    unable_at          timestamptz,
     since_token        bigint NOT NULL,
     created_at         timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT destination_has_address CHECK (
@@ -82,6 +86,11 @@ CREATE TABLE outbox.destination (
                   ELSE exchange IS NOT NULL AND routing_key IS NOT NULL END)
 );
 COMMENT ON TABLE outbox.destination IS 'where events go, without anything secret; read it through the view outbox.destinations';
+
+COMMENT ON COLUMN outbox.destination.last_success_at IS 'a delivery succeeded then, or up to some seconds later';
+COMMENT ON COLUMN outbox.destination.last_success_by IS 'process ID of the session that said so';
+COMMENT ON COLUMN outbox.destination.failing_since IS 'the first failure since the last success';
+COMMENT ON COLUMN outbox.destination.unable_at IS 'a relay could not serve it then, and nobody has delivered since';
 
 -- Apart from outbox.destination, so that no query on destinations can show a secret by accident.
 CREATE TABLE outbox.secret (
@@ -91,6 +100,7 @@ CREATE TABLE outbox.secret (
     expires_at  timestamptz,
     PRIMARY KEY (destination, secret)
 );
+CREATE UNIQUE INDEX secret_current ON outbox.secret (destination) WHERE expires_at IS NULL;
 COMMENT ON TABLE outbox.secret IS 'signing secrets of webhooks; expires_at null: the current one';
 
 -- All that the relay sends a request by. Where it goes is kept beside what it carries, so that nobody can send a token
@@ -118,11 +128,13 @@ CREATE TABLE outbox.delivery (
     next_attempt_at timestamptz,
     last_error      text,
     claim_token     bigint,
+    owed_since      timestamptz NOT NULL DEFAULT clock_timestamp(),
     place           bigint GENERATED ALWAYS AS (id) STORED,
     PRIMARY KEY (id, destination),
     CONSTRAINT delivery_claimed_by_token CHECK ((status = 'processing') = (claim_token IS NOT NULL))
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE outbox.delivery IS 'outstanding and dead deliveries; read it through the view outbox.deliveries';
+COMMENT ON COLUMN outbox.delivery.owed_since IS 'listed, or replayed, then: where settings.give_up_after begins';
 COMMENT ON COLUMN outbox.delivery.next_attempt_at IS
     'due then; null while waiting in line behind an earlier event of its aggregate';
 

@@ -16,6 +16,15 @@ RETURN CASE jsonb_typeof(settings -> key)
            ELSE fallback END;
 COMMENT ON FUNCTION outbox._duration(jsonb, text, interval) IS 'a duration of the settings, or the fallback';
 
+-- The same for whoever must not fail, whatever a row holds: at least nothing, at most a century. Null: never.
+CREATE FUNCTION outbox._span(settings jsonb, key text, fallback interval) RETURNS interval
+    LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN settings ->> key = 'never' THEN NULL
+            WHEN jsonb_typeof(settings -> key) = 'number'
+            THEN make_interval(secs => greatest(0, least((settings ->> key)::numeric, 3e9))::float8)
+            ELSE greatest(interval '0', least(outbox._duration(settings, key, fallback), interval '100 years')) END;
+COMMENT ON FUNCTION outbox._span(jsonb, text, interval) IS 'a duration of the settings within bounds, or the fallback; null: never';
+
 CREATE FUNCTION outbox._max_attempts(settings jsonb) RETURNS int
     LANGUAGE sql STABLE PARALLEL SAFE
 RETURN coalesce((settings ->> 'max_attempts')::int, 15);
@@ -63,6 +72,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'settings.headers must be a JSON object of header names and values',
             HINT = 'For example {"headers": {"Authorization": "Bearer …"}}.';
+    ELSIF (SELECT count(*) > 100 OR max(octet_length(h.key)) > 200 OR max(octet_length(h.value #>> '{}')) > 8000
+             FROM jsonb_each(headers) h) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.headers must be at most 100 headers, names of 200 and values of 8000 characters',
+            HINT = 'Receivers refuse larger ones.';
     END IF;
     FOR v_name, v_value IN SELECT h.key, h.value FROM jsonb_each(headers) h LOOP
         IF v_name !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]+$' OR v_name ~* v_reserved THEN
@@ -79,42 +93,48 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_headers(jsonb) IS 'an error for a header that a webhook request can''t carry';
 
-CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
+CREATE FUNCTION outbox._check_duration(settings jsonb, key text, shortest interval, longest interval) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'on_failure', 'concurrency', 'timeout']
-        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'format']
-                     ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
-    v_key text;
+    v_type text := jsonb_typeof(settings -> key);
+    v_wrong boolean := false;
 BEGIN
-    IF settings IS NULL OR jsonb_typeof(settings) <> 'object' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'settings must be a JSON object',
-            HINT = 'Use ''{}'' for the defaults.';
+    IF v_type IS NULL THEN
+        RETURN;
+    ELSIF v_type = 'number' THEN
+        v_wrong := (settings ->> key)::numeric NOT BETWEEN extract(epoch FROM shortest) AND extract(epoch FROM longest);
+    ELSIF v_type = 'string' THEN
+        v_wrong := (settings ->> key)::interval NOT BETWEEN shortest AND longest;
     END IF;
-    IF coalesce(settings ->> 'on_failure', 'skip') NOT IN ('skip', 'block') THEN
+    IF v_wrong OR v_type NOT IN ('number', 'string') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.on_failure must be skip or block, not %L', settings ->> 'on_failure'),
-            HINT = 'skip: after a dead letter its aggregate goes on; block: it waits for an operator.';
+            MESSAGE = format('settings.%s must be a duration above zero, from %s to %s', key, shortest, longest),
+            HINT = 'Give seconds as a number, or an interval such as "5 minutes".';
     END IF;
-    IF settings ? 'max_attempts' AND coalesce(settings ->> 'max_attempts', '') !~ '^[1-9][0-9]{0,5}$' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'settings.max_attempts must be a whole number from 1 to 999999',
-            HINT = 'Leave it out for the default of 15.';
-    END IF;
-    FOREACH v_key IN ARRAY ARRAY['base', 'cap', 'timeout', 'connect_timeout'] LOOP
-        IF outbox._duration(settings, v_key, '1 second') <= interval '0' OR jsonb_typeof(settings -> v_key) NOT IN ('number', 'string') THEN
-            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = format('settings.%s must be a duration above zero', v_key),
-                HINT = 'Give seconds as a number, or an interval such as "5 minutes".';
-        END IF;
-    END LOOP;
-    IF settings ? 'concurrency' AND (jsonb_typeof(settings -> 'concurrency') <> 'number'
-                                     OR settings ->> 'concurrency' !~ '^[1-9][0-9]{0,4}$') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999',
-            HINT = 'It is how many attempts of one relay may be under way at once.';
-    ELSIF coalesce(settings ->> 'declare', 'exchange') NOT IN ('none', 'exchange', 'queue') THEN
+END
+$$;
+COMMENT ON FUNCTION outbox._check_duration(jsonb, text, interval, interval) IS 'an error for a duration that nothing can be timed with';
+
+CREATE FUNCTION outbox._check_durations(settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._check_duration(settings, k, interval '1 millisecond', interval '1 day')
+       FROM unnest(ARRAY['timeout', 'connect_timeout']) AS k;
+    PERFORM outbox._check_duration(settings, k, interval '1 millisecond', interval '366 days')
+       FROM unnest(ARRAY['base', 'cap']) AS k;
+    PERFORM outbox._check_duration(settings, k, interval '1 second', interval '3660 days')
+       FROM unnest(ARRAY['give_up_after', 'disable_after']) AS k WHERE settings ->> k IS DISTINCT FROM 'never';
+END
+$$;
+COMMENT ON FUNCTION outbox._check_durations(jsonb) IS 'an error for a duration of the settings that is out of bounds';
+
+CREATE FUNCTION outbox._check_rabbitmq_settings(settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF coalesce(settings ->> 'declare', 'exchange') NOT IN ('none', 'exchange', 'queue') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('settings.declare must be none, exchange or queue, not %L', settings ->> 'declare'),
             HINT = 'It is what the relay makes if it is missing; queue: the exchange too.';
@@ -127,15 +147,49 @@ BEGIN
             MESSAGE = format('settings.queue_type must be quorum or classic, not %L', settings ->> 'queue_type'),
             HINT = 'For a queue of another kind declare it yourself, with "declare": "exchange" or "none".';
     ELSIF settings ? 'queue' AND (jsonb_typeof(settings -> 'queue') <> 'string'
-                                  OR octet_length(settings ->> 'queue') NOT BETWEEN 1 AND 255) THEN
+                                  OR octet_length(settings ->> 'queue') NOT BETWEEN 1 AND 255
+                                  OR settings ->> 'queue' ~ '^amq\.|[[:cntrl:]]') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'settings.queue must be text of 1 to 255 bytes',
+            MESSAGE = 'settings.queue must be text of 1 to 255 bytes, without control characters, that does not begin with amq.',
             HINT = 'Leave it out to name the queue like the destination.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_rabbitmq_settings(jsonb) IS 'an error for a setting that no RabbitMQ destination can have';
+
+CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
+                                     'disable_after']
+        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'format']
+                     ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
+    v_key text;
+BEGIN
+    IF settings IS NULL OR jsonb_typeof(settings) <> 'object' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'settings must be a JSON object',
+            HINT = 'Use ''{}'' for the defaults.';
+    ELSIF coalesce(settings ->> 'on_failure', 'skip') NOT IN ('skip', 'block') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.on_failure must be skip or block, not %L', settings ->> 'on_failure'),
+            HINT = 'skip: after a dead letter its aggregate goes on; block: it waits for an operator.';
+    ELSIF settings ? 'max_attempts' AND coalesce(settings ->> 'max_attempts', '') !~ '^[1-9][0-9]{0,5}$' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.max_attempts must be a whole number from 1 to 999999',
+            HINT = 'Leave it out for the default of 15.';
+    ELSIF settings ? 'concurrency' AND (jsonb_typeof(settings -> 'concurrency') <> 'number'
+                                        OR settings ->> 'concurrency' !~ '^[1-9][0-9]{0,4}$') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999',
+            HINT = 'It is how many attempts of one relay may be under way at once.';
     ELSIF coalesce(settings ->> 'format', 'standard') NOT IN ('standard', 'cloudevents') THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('settings.format must be standard or cloudevents, not %L', settings ->> 'format'),
             HINT = 'cloudevents: CloudEvents 1.0 in structured mode.';
     END IF;
+    PERFORM outbox._check_durations(settings);
+    PERFORM outbox._check_rabbitmq_settings(settings);
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
         RAISE WARNING USING MESSAGE = format('settings.%s is not a setting of a %s destination and has no effect', v_key, kind);
@@ -181,7 +235,7 @@ BEGIN
     ON CONFLICT ON CONSTRAINT destination_pkey DO UPDATE
        SET event_types = excluded.event_types, like_patterns = excluded.like_patterns, exchange = excluded.exchange,
            routing_key = excluded.routing_key, url = excluded.url, settings = excluded.settings,
-           disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL;
+           disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL, unable_at = NULL;
     PERFORM outbox._give_to_destinations();
     PERFORM outbox._destinations_changed(_put_destination.name);
 END
@@ -207,18 +261,29 @@ CREATE FUNCTION outbox.add_rabbitmq(
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF exchange IS NULL OR octet_length(exchange) > 255 OR coalesce(routing_key, '') = '' THEN
+    IF exchange IS NULL OR coalesce(routing_key, '') = ''
+       OR greatest(octet_length(outbox._fixed_text(exchange)), octet_length(outbox._fixed_text(routing_key))) > 255 THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'exchange must have at most 255 bytes and routing_key must not be empty',
+            MESSAGE = 'exchange and routing_key must have at most 255 bytes and routing_key must not be empty',
             HINT = 'The exchange '''' is RabbitMQ''s default exchange: its routing key is the name of a queue.';
     END IF;
     PERFORM outbox._check_template(routing_key);
     PERFORM outbox._check_template(exchange);
+    IF settings ->> 'declare' = 'queue' AND coalesce(settings ->> 'queue', name) LIKE 'amq.%' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'RabbitMQ keeps names of queues that begin with amq. to itself',
+            HINT = 'Name the queue with settings.queue.';
+    END IF;
     PERFORM outbox._put_destination(name, 'rabbitmq', event_types, settings, exchange, routing_key, NULL);
 END
 $$;
 COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb) IS
     'adds or changes a RabbitMQ destination; exchange and routing_key are templates';
+
+CREATE FUNCTION outbox._fixed_text(template text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN regexp_replace(template, '\{[^{}]*\}', '', 'g');
+COMMENT ON FUNCTION outbox._fixed_text(text) IS 'what a template yields for an event that has nothing';
 
 CREATE FUNCTION outbox._check_template(template text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -266,9 +331,10 @@ CREATE FUNCTION outbox._check_url(url text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_port text := substring(url FROM '^[A-Za-z]+://(?:\[[^]]*\]|[^][/?#:]*):([0-9]+)');
+    v_parts text[] := regexp_match(url, '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(?::([0-9]{1,5}))?(?:[/?#]\S*)?$', 'i');
 BEGIN
-    IF v_port::numeric NOT BETWEEN 1 AND 65535 OR coalesce(url, '') !~* '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(:[0-9]{1,5})?([/?#]\S*)?$' THEN
+    IF v_parts IS NULL OR octet_length(url) > 8000 OR v_parts[2]::int NOT BETWEEN 1 AND 65535
+       OR NOT outbox._is_host(v_parts[1]) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'malformed webhook URL',
             HINT = 'Use http:// or https://, a host, and no user name or password, for example https://example.com/hook.';
@@ -276,6 +342,53 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the form of a webhook''s; the message does not show it';
+
+-- A name, or an address in a form that a client of HTTP knows.
+-- Source: URL Living Standard (WHATWG), host parsing: what ends in a number is an IPv4 address.
+CREATE FUNCTION outbox._is_host(host text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_labels text[] := string_to_array(rtrim(host, '.'), '.');
+BEGIN
+    IF host LIKE '[%' THEN
+        RETURN family(trim(host, '[]')::inet) = 6;
+    ELSIF host !~ '^[[:ascii:]]*$' THEN
+        -- Names in other scripts are the relay's to write in ASCII.
+        RETURN octet_length(host) <= 253 AND host !~ '[%<>^|"`{}[:cntrl:]]' AND host !~ '^\.|\.\.';
+    ELSIF v_labels[cardinality(v_labels)] ~* '^([0-9]+|0x[0-9a-f]*)$' THEN
+        RETURN outbox._is_ipv4(v_labels);
+    END IF;
+    RETURN length(host) <= 253 AND host ~* '^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.?$';
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION outbox._is_host(text) IS 'whether a client of HTTP can look for this host';
+
+-- One to four numbers, decimal, octal or hexadecimal; the last fills what the others leave.
+CREATE FUNCTION outbox._is_ipv4(parts text[]) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_value numeric;
+    v_last CONSTANT int := cardinality(parts);
+BEGIN
+    FOR i IN 1..v_last LOOP
+        v_value := CASE WHEN parts[i] ~* '^0x[0-9a-f]{0,12}$'
+                        THEN ('x' || lpad(substr(parts[i], 3), 16, '0'))::bit(64)::bigint
+                        WHEN parts[i] ~ '^0[0-7]{1,20}$'
+                        THEN (SELECT sum(d::int * 8::numeric ^ (n - 1))
+                                FROM regexp_split_to_table(reverse(substr(parts[i], 2)), '') WITH ORDINALITY AS x (d, n))
+                        WHEN parts[i] ~ '^(0|[1-9][0-9]{0,12})$' THEN parts[i]::numeric END;
+        IF v_value IS NULL OR v_value >= (CASE WHEN i < v_last THEN 256 ELSE 256::numeric ^ (5 - v_last) END) THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    RETURN v_last <= 4;
+END
+$$;
+COMMENT ON FUNCTION outbox._is_ipv4(text[]) IS 'whether these numbers are an IPv4 address as clients of HTTP read it';
 
 CREATE FUNCTION outbox._check_secret(secret text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -291,7 +404,8 @@ BEGIN
     EXCEPTION WHEN invalid_parameter_value THEN
         v_length := 0;
     END;
-    IF secret !~ '^whsec_[A-Za-z0-9+/]+={0,2}$' OR v_length NOT BETWEEN 24 AND 64 THEN
+    IF secret !~ '^whsec_[A-Za-z0-9+/]+={0,2}$' OR v_length NOT BETWEEN 24 AND 64
+       OR replace(encode(decode(substr(secret, 7), 'base64'), 'base64'), E'\n', '') <> substr(secret, 7) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'malformed signing secret',
             HINT = 'Use whsec_ and the base64 of 24 to 64 random bytes, or null to have one made.';
@@ -324,8 +438,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM outbox.secret s WHERE s.destination = name) THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('destination %I has no signing secret', name),
             HINT = 'Only webhooks are signed.';
-    ELSIF grace IS NULL OR grace < interval '0' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'grace must not be negative or null',
+    ELSIF grace IS NULL OR grace NOT BETWEEN interval '0' AND interval '3660 days' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'grace must not be negative or null, nor longer than 3660 days',
             HINT = 'It is how long the secret before signs too; 0 drops it at once.';
     END IF;
     DELETE FROM outbox.secret s WHERE s.destination = name AND s.expires_at IS NOT NULL;
@@ -358,7 +473,8 @@ BEGIN
     PERFORM outbox._require_destination(name);
     PERFORM outbox._lock();
     UPDATE outbox.destination d
-       SET paused = false, disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL
+       SET paused = false, disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL,
+           unable_at = NULL
      WHERE d.name = resume.name;
     PERFORM outbox._destinations_changed(name);
 END

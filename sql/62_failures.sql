@@ -48,7 +48,12 @@ END
 $$;
 COMMENT ON FUNCTION outbox._take_back(bigint, text, bigint, bigint) IS 'later events of a line wait behind one that failed';
 
--- outcome: failed (uses an attempt), rejected (dead letter), unavailable (the destination is down: uses none).
+-- Whose fault is it?
+--   failed       the event's, perhaps: uses an attempt
+--   rejected     the event's: a dead letter
+--   unavailable  the destination's, as far as one consumer sees: its circuit opens, unless another has just delivered there
+--   throttled    the destination's, as it says itself: its circuit opens
+--   unable       the consumer's: the event is given back, for others
 CREATE FUNCTION outbox._failed(
     v_token bigint, v_id bigint, v_destination text, v_outcome text, v_error text, v_retry_in interval) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
@@ -57,23 +62,28 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_row record;
+    v_what text;
     v_attempts int;
     v_dead boolean;
     v_next timestamptz;
     v_any boolean := false;
 BEGIN
     FOR v_row IN
-        SELECT d.destination, d.aggregate_key, d.attempts, coalesce(t.settings, '{}') AS settings, t.kind
+        SELECT d.destination, d.aggregate_key, d.attempts, d.owed_since, coalesce(t.settings, '{}') AS settings, t.kind
           FROM outbox.delivery d LEFT JOIN outbox.destination t ON t.name = d.destination
          WHERE d.id = v_id AND d.claim_token IS NOT DISTINCT FROM v_token AND v_token IS NOT NULL AND (v_destination IS NULL OR d.destination = v_destination)
     LOOP
         v_any := true;
-        v_attempts := v_row.attempts + (v_outcome <> 'unavailable')::int;
-        v_dead := v_outcome = 'rejected'
-                  OR (v_outcome = 'failed' AND v_attempts >= outbox._max_attempts(v_row.settings));
+        v_what := CASE WHEN v_outcome = 'unavailable' AND outbox._answers_others(v_row.destination) THEN 'unable'
+                       ELSE v_outcome END;
+        v_attempts := v_row.attempts + (v_what IN ('failed', 'rejected'))::int;
+        v_dead := v_what = 'rejected'
+                  OR (v_what = 'failed' AND v_attempts >= outbox._max_attempts(v_row.settings))
+                  OR (v_what <> 'unable' AND outbox._is_given_up(v_row.kind, v_row.settings, v_row.owed_since));
         v_next := CASE WHEN v_dead THEN NULL
-                       WHEN v_outcome = 'unavailable' THEN clock_timestamp()
-                       ELSE clock_timestamp() + coalesce(v_retry_in, outbox._retry_in(v_row.kind, v_row.settings, v_attempts)) END;
+                       WHEN v_what <> 'failed' THEN clock_timestamp()
+                       ELSE clock_timestamp() + least(interval '10 years',
+                                coalesce(v_retry_in, outbox._retry_in(v_row.kind, v_row.settings, v_attempts))) END;
         UPDATE outbox.delivery d
            SET status = CASE WHEN v_dead THEN 'failed' ELSE 'pending' END, attempts = v_attempts,
                next_attempt_at = v_next, last_error = v_error, claim_token = NULL
@@ -86,11 +96,7 @@ BEGIN
         END IF;
         PERFORM outbox._left_line(ARRAY[v_id], ARRAY[v_row.destination], ARRAY[v_row.aggregate_key], ARRAY[v_token]);
         PERFORM outbox._timer(v_next);
-        IF v_outcome = 'unavailable' THEN
-            PERFORM outbox._open_circuit(v_row.destination, v_error, v_retry_in);
-        ELSE
-            PERFORM outbox._close_circuits(ARRAY[v_row.destination]);
-        END IF;
+        PERFORM outbox._blame(v_row.destination, v_row.kind, v_row.settings, v_what, v_error, v_retry_in);
     END LOOP;
     RETURN v_any;
 END
@@ -98,11 +104,40 @@ $$;
 COMMENT ON FUNCTION outbox._failed(bigint, bigint, text, text, text, interval) IS
     'one event did not get through, to one destination or to all that the token holds';
 
+-- What a failed delivery says of its destination.
+CREATE FUNCTION outbox._blame(
+    v_destination text, v_kind text, v_settings jsonb, v_what text, v_error text, v_retry_in interval) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF v_what = 'unable' THEN
+        PERFORM outbox._note_unable(ARRAY[v_destination], v_error);
+        PERFORM outbox._wake('released');
+        RETURN;
+    ELSIF v_what IN ('unavailable', 'throttled') THEN
+        PERFORM outbox._open_circuit(v_destination, v_error, v_retry_in);
+    ELSE
+        PERFORM outbox._close_circuits(ARRAY[v_destination]);
+    END IF;
+    IF v_what <> 'rejected' AND v_kind IS NOT NULL THEN
+        PERFORM outbox._note_failure(v_destination, v_kind, v_settings, v_error);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval) IS 'what follows for the destination when a delivery fails';
+
+CREATE FUNCTION outbox._is_given_up(kind text, settings jsonb, owed_since timestamptz) RETURNS boolean
+    LANGUAGE sql VOLATILE
+RETURN coalesce(clock_timestamp() - owed_since
+                >= outbox._span(settings, 'give_up_after', CASE kind WHEN 'webhook' THEN interval '3 days' END), false);
+COMMENT ON FUNCTION outbox._is_given_up(text, jsonb, timestamptz) IS
+    'owed for longer than settings.give_up_after (webhooks 3 days, all else for ever): the next failure is the last';
+
 CREATE FUNCTION outbox._retry_in(kind text, settings jsonb, attempts int) RETURNS interval
     LANGUAGE sql VOLATILE
 RETURN outbox._backoff(attempts,
-    outbox._duration(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
-    outbox._duration(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END));
+    outbox._span(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
+    outbox._span(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END));
 COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
     'a destination''s backoff: base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else';
 

@@ -22,7 +22,7 @@ BEGIN
         RETURN false;
     END IF;
     WITH again AS (
-        UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp()
+        UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), owed_since = clock_timestamp()
          WHERE d.id = v_event.id AND d.status = 'failed'
            AND (replay.destination IS NULL OR d.destination = replay.destination)
         RETURNING 1
@@ -71,7 +71,7 @@ BEGIN
     PERFORM outbox._require_destination(replay_failed.destination) WHERE replay_failed.destination IS NOT NULL;
     PERFORM outbox._lock();
     WITH again AS (
-        UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp()
+        UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), owed_since = clock_timestamp()
           FROM @extschema@.outbox_events e
          WHERE e.id = d.id AND d.status = 'failed'
            AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[replay_failed.event_types]))

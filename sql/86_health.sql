@@ -88,9 +88,9 @@ BEGIN
         CASE WHEN v_stats.oldest_pending IS NULL THEN 'nothing waits'
              ELSE format('%s pending, the oldest for %s', v_stats.pending, v_stats.oldest_pending) END,
         'Look at outbox.destinations for one that is paused or down, and at last_error in outbox.deliveries.';
-    RETURN QUERY SELECT 'destinations', count(*) FILTER (WHERE d.circuit_failures > 0 OR d.disabled_reason IS NOT NULL) = 0,
+    RETURN QUERY SELECT 'destinations', count(*) FILTER (WHERE d.circuit_failures > 0 OR d.unable_at IS NOT NULL OR d.disabled_reason IS NOT NULL) = 0,
         coalesce(string_agg(format('%s: %s', d.name, coalesce('disabled, ' || d.disabled_reason, d.last_error)), '; ')
-                     FILTER (WHERE d.circuit_failures > 0 OR d.disabled_reason IS NOT NULL), format('%s, none down', count(*))),
+                     FILTER (WHERE d.circuit_failures > 0 OR d.unable_at IS NOT NULL OR d.disabled_reason IS NOT NULL), format('%s, none down', count(*))),
         'Mend the destination; outbox.resume(name) tries it at once.'
       FROM outbox.destination d;
     RETURN QUERY SELECT 'dead_letters', v_stats.failed = 0, format('%s failed', v_stats.failed),

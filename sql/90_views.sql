@@ -4,6 +4,7 @@ CREATE VIEW outbox.destinations AS
 SELECT d.name, d.kind, d.event_types, d.exchange, d.routing_key, d.url, d.settings,
        CASE WHEN d.disabled_reason IS NOT NULL THEN 'disabled'
             WHEN d.paused THEN 'paused'
+            WHEN d.circuit_failures = 0 AND d.unable_at IS NOT NULL THEN 'open'
             WHEN d.circuit_failures = 0 THEN 'active'
             WHEN d.circuit_open_until > clock_timestamp() THEN 'open'
             ELSE 'half-open' END AS state,

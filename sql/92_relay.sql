@@ -6,7 +6,7 @@ CREATE FUNCTION outbox.relay_destinations()
     LANGUAGE sql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT d.name, d.kind, d.exchange, d.routing_key, h.url,
-           r.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._duration(r.settings, k, NULL))), '{}')
+           r.settings || (SELECT coalesce(jsonb_object_agg(k, extract(epoch FROM outbox._span(r.settings, k, NULL))), '{}')
                             FROM unnest(ARRAY['timeout', 'connect_timeout']) AS k WHERE r.settings ? k),
            ARRAY(SELECT s.secret FROM outbox.secret s
                   WHERE s.destination = d.name AND coalesce(s.expires_at, 'infinity') > clock_timestamp()

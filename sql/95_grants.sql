@@ -24,7 +24,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON TYPE outbox.claimed_event TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
                    'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
-                   'outbox.webhook_allow_networks, outbox.stats, outbox.health TO %s', role);
+                   'outbox.webhook_allow_networks, outbox.destination_back, outbox.destination_unable, outbox.stats, outbox.health TO %s', role);
 END
 $$;
 COMMENT ON FUNCTION outbox.grant_relay(regrole) IS 'may claim and settle, and read destinations with their secrets';

@@ -12,7 +12,7 @@ use crate::store;
 
 const RELAY_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
      FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"settle(bigint[],bigint[],jsonb)\", \
-     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), claimed_attempts(bigint), \"claim_refs(integer,text[],interval)\", \"claimed(bigint,bigint)\", webhook_allow_networks(), stats()}'::text[]) \
+     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), claimed_attempts(bigint), \"claim_refs(integer,text[],interval)\", \"claimed(bigint,bigint)\", webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", stats()}'::text[]) \
      AS f WHERE NOT has_function_privilege('outbox.' || f, 'EXECUTE')";
 
 /// Prints what was found and says whether all is well.

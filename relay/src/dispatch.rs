@@ -2,6 +2,7 @@
 //! long. One task owns all of it, so there is no lock. Nothing here runs on a tick: each timer is set to the moment
 //! at which something that is held is due, and with nothing held there is none.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,19 +10,20 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 use tokio_postgres::Notification;
 
 use crate::config::Tuning;
-use crate::destination::{Environment, Spec};
+use crate::destination::{Environment, Spec, Standing};
 use crate::error::{Error, Result};
-use crate::lane::Done;
-use crate::lanes::{Lanes, Limits};
+use crate::lane::{Done, News};
+use crate::lanes::{Ask, Lanes, Limits};
+use crate::lease::{Asked, Lease};
 use crate::ledger::{Ended, Ledger, Settlement};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::store::{Claimed, Store};
 use crate::trace;
-use crate::window::Plan;
 
 /// A server may be busy for a while: with a recovery, or with what an operator asked for.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(60);
@@ -31,6 +33,7 @@ struct Batch {
     asked: usize,
     names: Vec<String>,
     events: Vec<Claimed>,
+    at: Asked,
 }
 
 /// What a session's queries bring back.
@@ -38,8 +41,8 @@ enum Answer {
     Claimed(Batch),
     Settled(Settlement, Vec<f64>),
     Destinations(Vec<Spec>),
-    Renewed,
-    GivenBack,
+    Renewed(Vec<i64>, Asked),
+    Told,
 }
 
 pub struct Dispatcher {
@@ -50,6 +53,8 @@ pub struct Dispatcher {
     lanes: Lanes,
     ledger: Ledger,
     done: UnboundedReceiver<Done>,
+    /// How the connection to the broker stands, from the first destination on that needs it.
+    broker: Option<watch::Receiver<Standing>>,
     queries: FuturesUnordered<BoxFuture<'static, Result<Answer>>>,
     /// There may be more to claim.
     more: bool,
@@ -81,6 +86,7 @@ impl Dispatcher {
             lanes,
             ledger: Ledger::default(),
             done,
+            broker: None,
             queries: FuturesUnordered::new(),
             more: true,
             claiming: false,
@@ -112,6 +118,7 @@ impl Dispatcher {
                 // Before the answers: what came with a claim's answer is older than the answer.
                 Some(notification) = notified.recv() => self.notified(&notification),
                 Some(answer) = self.queries.next(), if !self.queries.is_empty() => self.answered(answer?),
+                standing = changed(&mut self.broker) => self.broker_changed(standing),
                 () = shutdown.requested(), if !self.stopping => self.stop(),
                 () = sleep_until(timer), if timer.is_some() => {}
             }
@@ -127,7 +134,7 @@ impl Dispatcher {
             self.reload();
         }
         if !self.claiming && !self.reading() && !self.stopping {
-            let missed = self.lanes.any_missed(self.tuning.claim_batch, self.average);
+            let missed = self.lanes.any_missed(self.tuning.claim_batch, self.average, now);
             if self.more || missed {
                 self.claim(now, self.turn || missed);
             }
@@ -140,7 +147,9 @@ impl Dispatcher {
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        [self.look_again, self.ledger.next_renewal()].into_iter().flatten().min()
+        let free = !self.claiming && !self.reading() && !self.stopping;
+        let probe = self.lanes.next_probe().filter(|_| free);
+        [self.look_again, self.ledger.next_renewal(), probe].into_iter().flatten().min()
     }
 
     /// What is unanswered for longer than any lease ends the session: all that it holds has gone to others by then.
@@ -153,19 +162,18 @@ impl Dispatcher {
     }
 
     fn claim(&mut self, now: Instant, turn: bool) {
-        match self.lanes.plan(self.tuning.claim_batch, self.average, turn, now) {
-            Plan::Wait { until } => {
+        match self.lanes.ask(self.tuning.claim_batch, self.average, turn, now) {
+            Ask::Wait { until } => {
                 self.look_again = [self.look_again, until].into_iter().flatten().min();
             }
-            Plan::Claim { count: asked, include } => {
-                let names = self.lanes.names(&include);
-                let (store, lease) = (self.store.clone(), self.tuning.lease);
+            Ask::Claim { count: asked, names } => {
+                let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
                 let bytes = self.tuning.max_bytes_in_flight;
                 (self.more, self.claiming, self.turn) = (false, true, !self.turn);
                 self.metrics.claims.inc();
                 self.query(async move {
                     let events = store.claim(asked, &names, lease, bytes).await?;
-                    Ok(Answer::Claimed(Batch { asked, names, events }))
+                    Ok(Answer::Claimed(Batch { asked, names, events, at }))
                 });
             }
         }
@@ -199,10 +207,10 @@ impl Dispatcher {
     fn renew(&mut self, now: Instant) {
         let due = self.ledger.renew(now, now + self.tuning.lease / 3);
         if !due.is_empty() {
-            let (store, lease) = (self.store.clone(), self.tuning.lease);
+            let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
             self.query(async move {
-                store.renew(&due, lease).await?;
-                Ok(Answer::Renewed)
+                let open = store.renew(&due, lease).await?;
+                Ok(Answer::Renewed(open, at))
             });
         }
     }
@@ -213,7 +221,7 @@ impl Dispatcher {
             let store = self.store.clone();
             self.query(async move {
                 store.release(&tokens).await?;
-                Ok(Answer::GivenBack)
+                Ok(Answer::Told)
             });
         }
     }
@@ -233,13 +241,52 @@ impl Dispatcher {
                 self.reloading = false;
                 self.more = true;
                 self.lanes.update(specs);
+                self.follow_broker();
+                self.tell_what_is_unable();
                 if !self.stale_destinations
                     && let Some(batch) = self.kept.take()
                 {
                     self.claimed(batch);
                 }
             }
-            Answer::Renewed | Answer::GivenBack => {}
+            Answer::Renewed(tokens, at) => self.ledger.renewed(&tokens, at, self.tuning.lease),
+            Answer::Told => {}
+        }
+    }
+
+    /// From the first destination on that needs it.
+    fn follow_broker(&mut self) {
+        if self.broker.is_none() && self.lanes.needs_broker() {
+            self.broker = self.environment.broker_standing();
+            let standing = self.broker.as_mut().map(|broker| broker.borrow_and_update().clone());
+            if let Some(standing) = standing {
+                self.broker_changed(standing);
+            }
+        }
+    }
+
+    /// What is owed to its destinations goes on at once when the connection stands; the database knows of that, and of
+    /// the contrary.
+    fn broker_changed(&mut self, standing: Standing) {
+        let back = self.lanes.broker_changed(standing);
+        self.more = true;
+        if !back.is_empty() && !self.stopping {
+            let store = self.store.clone();
+            self.query(async move {
+                store.destinations_back(&back).await?;
+                Ok(Answer::Told)
+            });
+        }
+        self.tell_what_is_unable();
+    }
+
+    fn tell_what_is_unable(&mut self) {
+        for (names, error) in self.lanes.take_reports() {
+            let store = self.store.clone();
+            self.query(async move {
+                store.destinations_unable(&names, &error).await?;
+                Ok(Answer::Told)
+            });
         }
     }
 
@@ -248,46 +295,57 @@ impl Dispatcher {
         self.reloading || (self.stale_destinations && !self.stopping)
     }
 
-    fn claimed(&mut self, Batch { asked, names, events }: Batch) {
+    fn claimed(&mut self, Batch { asked, names, events, at }: Batch) {
         self.claiming = false;
         self.metrics.claimed.inc_by(events.len() as u64);
         // Deliveries that are due again may come several to an event, and half of the room may have been kept for them.
         let deliveries: usize = events.iter().map(|event| event.destinations.len()).sum();
-        if deliveries * 2 >= asked {
-            self.more = true;
-        } else {
-            self.lanes.caught_up(&names);
-        }
+        let all = deliveries * 2 < asked || events.is_empty();
+        self.more |= !all;
+        let mut given: HashMap<&str, usize> = HashMap::new();
+        let destinations = events.iter().flat_map(|event| &event.destinations);
+        destinations.for_each(|to| *given.entry(to).or_default() += 1);
+        self.lanes.claimed(&names, events.len(), &given, all);
         if let Some(average) = events.iter().map(|e| e.size).sum::<usize>().checked_div(events.len()) {
             self.average = if average > self.average { average } else { (self.average * 3 + average) / 4 };
         }
         let renew_at = Instant::now() + self.tuning.lease / 3;
-        events.into_iter().for_each(|event| self.hand_out(event, renew_at));
+        let lease = Arc::new(Lease::new(at, self.tuning.lease));
+        events.into_iter().for_each(|event| self.hand_out(event, renew_at, &lease));
         self.lanes.flush();
     }
 
-    fn hand_out(&mut self, claimed: Claimed, renew_at: Instant) {
+    fn hand_out(&mut self, claimed: Claimed, renew_at: Instant, lease: &Arc<Lease>) {
         let key = (claimed.token, claimed.id);
         trace::step("claimed", &claimed.event_id, None);
-        self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at);
+        self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at, lease);
         let event = claimed.event.map(Arc::new).filter(|_| !self.stopping);
         for destination in &claimed.destinations {
             let attempt = claimed.attempts.get(destination).copied().unwrap_or(0) + 1;
-            let given = event.as_ref().is_some_and(|e| self.lanes.give(destination, key, claimed.size, attempt, e));
+            let given = match &event {
+                Some(event) => self.lanes.give(destination, key, claimed.size, attempt, event, lease),
+                None => {
+                    self.lanes.refuse(destination, claimed.size);
+                    false
+                }
+            };
             if !given {
                 self.metrics.released.inc();
-                self.more = true;
                 self.ledger.ended(key, &destination.as_str().into(), Ended::Released, Instant::now());
             }
         }
     }
 
     fn delivery_ended(&mut self, done: Done) {
-        self.lanes.ended(done.lane, done.size);
+        let now = Instant::now();
+        self.more |= self.lanes.ended(&done, now);
         if done.ended == Ended::Released {
             self.metrics.released.inc();
         }
-        self.ledger.ended(done.key, &done.destination, done.ended, Instant::now());
+        if matches!(done.news, News::Down { .. } | News::Unable(_)) {
+            self.ledger.doubt(&done.destination);
+        }
+        self.ledger.ended(done.key, &done.destination, done.ended, now);
     }
 
     /// Any notification is only a wake-up, whatever its payload.
@@ -298,6 +356,7 @@ impl Dispatcher {
         } else {
             trace::notified(notification.payload());
             self.more = true;
+            self.lanes.something_came();
         }
     }
 
@@ -306,6 +365,16 @@ impl Dispatcher {
         self.ledger.stop();
         self.lanes.halt();
     }
+}
+
+/// The next change of how the broker stands.
+async fn changed(broker: &mut Option<watch::Receiver<Standing>>) -> Standing {
+    if let Some(receiver) = broker
+        && receiver.changed().await.is_ok()
+    {
+        return receiver.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 async fn sleep_until(moment: Option<Instant>) {

@@ -1,10 +1,10 @@
 //! One destination at work: a task that keeps its queue, has a limited number of deliveries under way, and reports each
-//! one's end. No lane waits for another.
+//! one's end. No lane waits for another, and a lane that fails gives back what it held and starts again.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -13,19 +13,79 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::backoff::Backoff;
 use crate::destination::{Destination, Event, Outcome};
+use crate::lease::Lease;
 use crate::ledger::{Ended, Key};
 use crate::metrics::LaneMetrics;
+use crate::pace::Pace;
 use crate::queue::{Line, Queue};
 use crate::trace;
 
-/// One delivery to make.
+/// One delivery to make. It reports its end by being dropped at the latest, so that none can be forgotten.
 pub struct Item {
-    pub key: Key,
     pub line: Line,
-    pub size: usize,
     /// At this destination, from 1 on.
     pub attempt: u32,
     pub event: Arc<Event>,
+    pub lease: Arc<Lease>,
+    pub report: Report,
+}
+
+/// To whom a delivery's end is told.
+pub struct Report {
+    pub lane: u32,
+    pub destination: Arc<str>,
+    pub key: Key,
+    pub size: usize,
+    pub done: UnboundedSender<Done>,
+    open: bool,
+}
+
+impl Report {
+    pub fn new(lane: u32, destination: Arc<str>, key: Key, size: usize, done: UnboundedSender<Done>) -> Self {
+        Report { lane, destination, key, size, done, open: true }
+    }
+
+    fn tell(&mut self, ended: Ended, news: News) {
+        self.open = false;
+        let (lane, destination, key, size) = (self.lane, self.destination.clone(), self.key, self.size);
+        // The receiver is gone only when the session has ended, and its claims with it.
+        let _ = self.done.send(Done { lane, destination, key, size, ended, news });
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if self.open {
+            let error = "the relay failed, see its log".to_owned();
+            self.tell(Ended::With(Outcome::Unable { error: error.clone() }), News::Unable(error));
+        }
+    }
+}
+
+impl Item {
+    fn end(mut self, ended: Ended, news: News) {
+        self.report.tell(ended, news);
+    }
+
+    /// Back as if it had never been handed out.
+    fn release(self) {
+        self.end(Ended::Released, News::None);
+    }
+}
+
+/// What a delivery's end says of its destination, besides what became of the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    None,
+    /// It answers.
+    Well,
+    /// It is to be left alone, for as long as it asks for.
+    Down {
+        error: String,
+        retry_in: Option<Duration>,
+    },
+    /// This relay can't deliver there.
+    Unable(String),
 }
 
 /// How one delivery ended.
@@ -35,10 +95,10 @@ pub struct Done {
     pub key: Key,
     pub size: usize,
     pub ended: Ended,
+    pub news: News,
 }
 
-/// A destination, or why there can be none as it is configured: its first event disables it, which the operator sees in
-/// `outbox.destinations`.
+/// A destination, or why this relay has none as it is configured.
 pub type Target = Arc<Result<Destination, String>>;
 
 /// How a lane is to behave; changes while it runs.
@@ -58,43 +118,59 @@ pub enum Order {
 }
 
 /// Starts the lane's task. It ends when the sender is dropped, and what is under way is dropped with it.
-pub fn start(
-    id: u32,
-    name: Arc<str>,
-    settings: Settings,
-    metrics: LaneMetrics,
-    done: UnboundedSender<Done>,
-) -> UnboundedSender<Order> {
+pub fn start(name: Arc<str>, settings: Settings, metrics: LaneMetrics) -> UnboundedSender<Order> {
     let (orders, inbox) = unbounded_channel();
-    let lane = Lane { id, name, settings, metrics, done, queue: Queue::default(), epoch: 0, halted: false };
-    tokio::spawn(lane.run(inbox));
+    tokio::spawn(keep(name, settings, metrics, inbox));
     orders
 }
 
+/// Lets the lane run, and begins anew when it fails: what it held then has been reported by being dropped.
+async fn keep(name: Arc<str>, settings: Settings, metrics: LaneMetrics, mut inbox: UnboundedReceiver<Order>) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    let mut lane = Lane::new(name.clone(), settings, metrics.clone());
+    loop {
+        if AssertUnwindSafe(lane.run(&mut inbox)).catch_unwind().await.is_ok() {
+            return;
+        }
+        tracing::error!(
+            destination = &*name,
+            "the task of a destination has failed; it gives back what it held and starts anew"
+        );
+        metrics.in_flight.set(0);
+        lane = Lane { halted: lane.halted, ..Lane::new(name.clone(), lane.settings.clone(), metrics.clone()) };
+        if let Some(backoff) = &mut backoff {
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+}
+
 struct Lane {
-    id: u32,
     name: Arc<str>,
     settings: Settings,
     metrics: LaneMetrics,
-    done: UnboundedSender<Done>,
     queue: Queue<Item>,
+    pace: Pace,
     /// Rises when the destination is found to be down.
     epoch: u64,
     halted: bool,
 }
 
 impl Lane {
-    async fn run(mut self, mut inbox: UnboundedReceiver<Order>) {
+    fn new(name: Arc<str>, settings: Settings, metrics: LaneMetrics) -> Self {
+        let pace = Pace::new(settings.concurrency);
+        Lane { name, settings, metrics, queue: Queue::default(), pace, epoch: 0, halted: false }
+    }
+
+    async fn run(&mut self, inbox: &mut UnboundedReceiver<Order>) {
         let mut under_way = FuturesUnordered::new();
         let mut preparing = self.prepare();
         loop {
-            while under_way.len() < self.settings.concurrency
-                && let Some((line, item)) = self.queue.pop()
-            {
+            while let Some((line, item)) = self.next(under_way.len()) {
                 self.metrics.in_flight.inc();
                 let target = self.settings.target.clone();
                 under_way.push(attempt(target, self.name.clone(), self.epoch, line, item));
             }
+            let wait = self.pace.not_before(Instant::now()).filter(|_| !self.queue.is_empty());
             tokio::select! {
                 biased;
                 Some((epoch, line, item, outcome)) = under_way.next(), if !under_way.is_empty() => {
@@ -112,9 +188,27 @@ impl Lane {
                     None => break,
                 },
                 () = &mut preparing => preparing = std::future::pending().boxed(),
+                () = sleep_until(wait), if wait.is_some() => {}
             }
         }
         self.metrics.in_flight.sub(i64::try_from(under_way.len()).unwrap_or(0));
+    }
+
+    /// The next delivery that may begin now. Those that this relay holds no lease of any more go back.
+    fn next(&mut self, under_way: usize) -> Option<(Line, Item)> {
+        let now = Instant::now();
+        if !self.pace.has_room(under_way) || self.pace.not_before(now).is_some() {
+            return None;
+        }
+        while let Some((line, item)) = self.queue.pop() {
+            if !item.lease.is_over() {
+                self.pace.began(now);
+                return Some((line, item));
+            }
+            item.release();
+            self.queue.abandon(line).into_iter().for_each(Item::release);
+        }
+        None
     }
 
     /// Ends when the destination is ready for its first event; what does not come up is tried again.
@@ -136,13 +230,14 @@ impl Lane {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Deliver(items) if self.halted => {
-                items.into_iter().for_each(|item| self.report(&item, Ended::Released));
-            }
+            Order::Deliver(items) if self.halted => items.into_iter().for_each(Item::release),
             Order::Deliver(items) => {
                 items.into_iter().for_each(|item| self.queue.push(item.line, item));
             }
-            Order::Change(settings) => self.settings = settings,
+            Order::Change(settings) => {
+                self.pace.set_ceiling(settings.concurrency);
+                self.settings = settings;
+            }
             Order::Halt => {
                 self.halted = true;
                 self.release_queue();
@@ -154,58 +249,131 @@ impl Lane {
         self.metrics.count(&outcome);
         let delivered = outcome == Outcome::Delivered;
         let goes_on = delivered || (matches!(outcome, Outcome::Rejected { .. }) && !self.settings.blocks);
-        let down = matches!(outcome, Outcome::Unavailable { .. } | Outcome::Gone { .. });
         let step = if delivered { "confirmed" } else { "failed" };
         trace::step(step, &item.event.event_id, Some(&self.name));
-        if let Some(error) = error_of(&outcome) {
+        if let Some(error) = outcome.error() {
             tracing::debug!(destination = &*self.name, event_id = %item.event.event_id, error, "not delivered");
         }
         // What was under way when the destination went down says nothing new about it.
-        let late = epoch < self.epoch && matches!(outcome, Outcome::Unavailable { .. });
-        self.report(&item, if late { Ended::Released } else { Ended::With(outcome) });
+        let late = epoch < self.epoch;
+        let news = if late { News::None } else { self.news(&outcome) };
+        let down = matches!(news, News::Down { .. } | News::Unable(_)) || matches!(outcome, Outcome::Gone { .. });
+        let of_destination =
+            matches!(outcome, Outcome::Unavailable { .. } | Outcome::Throttled { .. } | Outcome::Unable { .. });
+        item.end(if late && of_destination { Ended::Released } else { Ended::With(outcome) }, news);
         if goes_on {
             self.queue.leave(line);
         } else {
             let dropped: VecDeque<Item> = self.queue.abandon(line);
-            dropped.iter().for_each(|item| self.report(item, Ended::Released));
+            dropped.into_iter().for_each(Item::release);
         }
-        if down && !late {
+        if down {
             self.epoch += 1;
             self.release_queue();
         }
     }
 
-    fn release_queue(&mut self) {
-        let dropped = self.queue.drain();
-        dropped.iter().for_each(|item| self.report(item, Ended::Released));
+    fn news(&mut self, outcome: &Outcome) -> News {
+        match outcome {
+            Outcome::Delivered => {
+                self.pace.succeeded(Instant::now());
+                News::Well
+            }
+            Outcome::Failed { .. } | Outcome::Rejected { .. } => News::Well,
+            Outcome::Unavailable { error } => News::Down { error: error.clone(), retry_in: None },
+            Outcome::Throttled { error, retry_in } => {
+                self.pace.throttled(Instant::now());
+                News::Down { error: error.clone(), retry_in: *retry_in }
+            }
+            Outcome::Unable { error } => News::Unable(error.clone()),
+            Outcome::Gone { .. } => News::None,
+        }
     }
 
-    fn report(&self, item: &Item, ended: Ended) {
-        let done = Done { lane: self.id, destination: self.name.clone(), key: item.key, size: item.size, ended };
-        // The receiver is gone only when the session has ended, and its claims with it.
-        let _ = self.done.send(done);
+    fn release_queue(&mut self) {
+        self.queue.drain().into_iter().for_each(Item::release);
     }
 }
 
 async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: Item) -> (u64, Line, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let outcome = match &*target {
-        // A fault of the relay's own costs this event an attempt, and the lane goes on.
+        // A fault of the relay's own costs no event anything, and the lane goes on.
         Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt))
             .catch_unwind()
             .await
-            .unwrap_or_else(|_| Outcome::Failed { error: "the relay failed, see its log".into(), retry_in: None }),
-        Err(error) => Outcome::Gone { error: error.clone() },
+            .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
+        Err(error) => Outcome::Unable { error: error.clone() },
     };
     (epoch, line, item, outcome)
 }
 
-fn error_of(outcome: &Outcome) -> Option<&str> {
-    match outcome {
-        Outcome::Delivered => None,
-        Outcome::Failed { error, .. }
-        | Outcome::Rejected { error }
-        | Outcome::Unavailable { error, .. }
-        | Outcome::Gone { error } => Some(error),
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::destination::sample_event;
+    use crate::lease::Asked;
+    use crate::metrics::Metrics;
+
+    fn lane(
+        deliver: fn(&Event) -> Outcome,
+    ) -> (UnboundedSender<Order>, UnboundedSender<Done>, UnboundedReceiver<Done>) {
+        let settings = Settings { target: Arc::new(Ok(Destination::Fake(deliver))), concurrency: 1, blocks: false };
+        let metrics = Metrics::new().expect("metrics").lane("fake");
+        let (done, ended) = unbounded_channel();
+        (start("fake".into(), settings, metrics), done, ended)
+    }
+
+    fn item(id: i64, done: &UnboundedSender<Done>, lease: Duration) -> Item {
+        Item {
+            line: None,
+            attempt: 1,
+            event: Arc::new(sample_event()),
+            lease: Arc::new(Lease::new(Asked::now(), lease)),
+            report: Report::new(0, "fake".into(), (1, id), 1, done.clone()),
+        }
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_panic_is_the_relays_and_costs_no_attempt() {
+        let (orders, done, mut ended) = lane(|_| panic!("on purpose"));
+        assert!(orders.send(Order::Deliver(vec![item(1, &done, MINUTE), item(2, &done, MINUTE)])).is_ok());
+        let first = ended.recv().await.expect("an end");
+        assert!(matches!(first.ended, Ended::With(Outcome::Unable { .. })) && matches!(first.news, News::Unable(_)));
+        assert_eq!(ended.recv().await.expect("an end").ended, Ended::Released, "the rest waits for another time");
+    }
+
+    #[tokio::test]
+    async fn what_a_task_holds_when_it_dies_is_given_back() {
+        let (_orders, done, mut ended) = lane(|_| Outcome::Delivered);
+        let held = [item(1, &done, MINUTE), item(2, &done, MINUTE)];
+        let task = tokio::spawn(async move {
+            let _held = held;
+            panic!("on purpose")
+        });
+        assert!(task.await.is_err());
+        for id in [1, 2] {
+            let end = ended.recv().await.expect("an end");
+            assert!(end.key == (1, id) && matches!(end.ended, Ended::With(Outcome::Unable { .. })));
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_after_the_lease() {
+        let (orders, done, mut ended) = lane(|_| Outcome::Delivered);
+        let items = vec![item(1, &done, Duration::ZERO), item(2, &done, MINUTE)];
+        assert!(orders.send(Order::Deliver(items)).is_ok());
+        let mut ends = [ended.recv().await.expect("an end"), ended.recv().await.expect("an end")];
+        ends.sort_by_key(|end| end.key);
+        assert_eq!((&ends[0].ended, &ends[1].ended), (&Ended::Released, &Ended::With(Outcome::Delivered)));
     }
 }

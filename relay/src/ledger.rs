@@ -10,10 +10,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::destination::Outcome;
+use crate::lease::{Asked, Lease};
 use crate::store::Exception;
 
 /// How long a delivery that went well waits for the others of its event.
 pub const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How often the database is told, at most, that a destination answers: for everybody's judgement of a failure.
+pub const NEWS: Duration = Duration::from_secs(2);
 
 /// An event in one claim.
 pub type Key = (i64, i64);
@@ -62,11 +66,14 @@ pub struct Ledger {
     /// Claims to give back as a whole, once everything else is reported; `Some` from the shutdown on.
     given_back: Option<HashSet<i64>>,
     partial: VecDeque<(Instant, Key)>,
+    /// When a destination's last success was reported.
+    answered: HashMap<Arc<str>, Instant>,
 }
 
 struct Claim {
     held: usize,
     renew_at: Instant,
+    lease: Arc<Lease>,
 }
 
 /// The most entries in one settlement.
@@ -74,11 +81,11 @@ const BATCH: usize = 1000;
 
 impl Ledger {
     /// Takes an event into the books, with the number of its deliveries.
-    pub fn hold(&mut self, key: Key, deliveries: usize, event_id: Uuid, renew_at: Instant) {
+    pub fn hold(&mut self, key: Key, deliveries: usize, event_id: Uuid, renew_at: Instant, lease: &Arc<Lease>) {
         let open = u32::try_from(deliveries).unwrap_or(u32::MAX);
         let held = Held { open, delivered: Vec::new(), split: false, event_id };
         if self.held.insert(key, held).is_none() {
-            self.claims.entry(key.0).or_insert(Claim { held: 0, renew_at }).held += 1;
+            self.claims.entry(key.0).or_insert(Claim { held: 0, renew_at, lease: lease.clone() }).held += 1;
         }
     }
 
@@ -97,6 +104,12 @@ impl Ledger {
         };
         held.open = held.open.saturating_sub(1);
         let last = held.open == 0;
+        if ended == Ended::With(Outcome::Delivered) {
+            self.answers(destination, now);
+        }
+        let Some(held) = self.held.get_mut(&key) else {
+            return;
+        };
         match ended {
             Ended::With(Outcome::Delivered) if !held.split && last => {
                 let event_id = held.event_id;
@@ -123,6 +136,26 @@ impl Ledger {
         if last {
             self.forget(key);
         }
+    }
+
+    /// What failed elsewhere is judged by whether somebody has just delivered there.
+    fn answers(&mut self, destination: &Arc<str>, now: Instant) {
+        if self.answered.get(destination).is_none_or(|at| now.saturating_duration_since(*at) >= NEWS) {
+            self.answered.insert(destination.clone(), now);
+            self.batch().exceptions.push(Exception {
+                token: 0,
+                id: 0,
+                destination: destination.clone(),
+                outcome: "answered",
+                error: None,
+                retry_in: None,
+            });
+        }
+    }
+
+    /// The next success is reported at once.
+    pub fn doubt(&mut self, destination: &str) {
+        self.answered.remove(destination);
     }
 
     /// Reports this event delivery by delivery from now on, beginning with what has ended.
@@ -193,6 +226,11 @@ impl Ledger {
         self.claims.values().map(|claim| claim.renew_at).min()
     }
 
+    /// The server has renewed these leases.
+    pub fn renewed(&self, tokens: &[i64], asked: Asked, length: Duration) {
+        tokens.iter().filter_map(|token| self.claims.get(token)).for_each(|claim| claim.lease.renew(asked, length));
+    }
+
     /// The claims whose leases are to be renewed now.
     pub fn renew(&mut self, now: Instant, next: Instant) -> Vec<i64> {
         let due = self.claims.iter_mut().filter(|(_, claim)| claim.renew_at <= now);
@@ -211,8 +249,10 @@ pub fn exception(key: Key, destination: &Arc<str>, ended: Ended) -> Exception {
         Ended::With(Outcome::Delivered) => ("delivered", None, None),
         Ended::With(Outcome::Failed { error, retry_in }) => ("failed", Some(error), retry_in),
         Ended::With(Outcome::Rejected { error }) => ("rejected", Some(error), None),
-        Ended::With(Outcome::Unavailable { error, retry_in }) => ("unavailable", Some(error), retry_in),
+        Ended::With(Outcome::Unavailable { error }) => ("unavailable", Some(error), None),
+        Ended::With(Outcome::Throttled { error, retry_in }) => ("throttled", Some(error), retry_in),
         Ended::With(Outcome::Gone { error }) => ("gone", Some(error), None),
+        Ended::With(Outcome::Unable { error }) => ("unable", Some(error), None),
     };
     let retry_in = retry_in.map(|wait| wait.as_secs_f64());
     Exception { token: key.0, id: key.1, destination: destination.clone(), outcome, error, retry_in }
@@ -225,8 +265,15 @@ mod tests {
     fn ledger(deliveries: usize) -> (Ledger, Instant) {
         let mut ledger = Ledger::default();
         let now = Instant::now();
-        ledger.hold((1, 5), deliveries, Uuid::nil(), now + Duration::from_secs(20));
+        ledger.hold((1, 5), deliveries, Uuid::nil(), now + Duration::from_secs(20), &lease());
+        for destination in ["a", "b", "c"] {
+            ledger.answered.insert(name(destination), now);
+        }
         (ledger, now)
+    }
+
+    fn lease() -> Arc<Lease> {
+        Arc::new(Lease::new(Asked::now(), Duration::from_secs(60)))
     }
 
     fn name(text: &str) -> Arc<str> {
@@ -296,7 +343,8 @@ mod tests {
         let mut ledger = Ledger::default();
         let now = Instant::now();
         for id in 0..2500 {
-            ledger.hold((1, id), 1, Uuid::nil(), now);
+            ledger.answered.insert(name("a"), now);
+            ledger.hold((1, id), 1, Uuid::nil(), now, &lease());
             ledger.ended((1, id), &name("a"), DELIVERED, now);
         }
         let sizes: Vec<_> = std::iter::from_fn(|| ledger.settlement()).map(|s| s.ids.len()).collect();
@@ -314,6 +362,22 @@ mod tests {
         assert_eq!(ledger.settlement().unwrap().exceptions[0].outcome, "delivered");
         assert_eq!(ledger.take_given_back(), [1]);
         assert!(ledger.take_given_back().is_empty() && ledger.is_empty());
+    }
+
+    #[test]
+    fn successes_are_told_now_and_then_and_at_once_after_a_doubt() {
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        let told = |ledger: &mut Ledger, id: i64, now: Instant| {
+            ledger.hold((1, id), 1, Uuid::nil(), now, &lease());
+            ledger.ended((1, id), &name("a"), DELIVERED, now);
+            ledger.settlement().is_some_and(|s| s.ids == [id] && s.exceptions.iter().any(|e| e.outcome == "answered"))
+        };
+        assert!(told(&mut ledger, 1, now));
+        assert!(!told(&mut ledger, 2, now));
+        assert!(told(&mut ledger, 3, now + NEWS));
+        ledger.doubt("a");
+        assert!(told(&mut ledger, 4, now + NEWS));
     }
 
     #[test]

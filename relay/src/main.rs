@@ -2,7 +2,8 @@
 //!
 //! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store`; `lanes` gives the
 //! event to each of its destinations, whose `lane` keeps the order (`queue`) and calls `destination`; the outcome is
-//! entered in the `ledger`, which `dispatch` settles. `window` bounds what is held; `trace` shows each step.
+//! entered in the `ledger`, which `dispatch` settles. `window` bounds what is held, `lease` says until when, `pause` and
+//! `pace` when a destination is tried again and how fast; `trace` shows each step.
 //!
 //! - `cli`, `config`, `error`: what the user configures
 //! - `postgres`: connecting, with TLS as libpq names it
@@ -21,8 +22,11 @@ mod error;
 mod http;
 mod lane;
 mod lanes;
+mod lease;
 mod ledger;
 mod metrics;
+mod pace;
+mod pause;
 mod postgres;
 mod queue;
 mod session;

@@ -15,6 +15,7 @@ pub struct Metrics {
     duration: Histogram,
     deliveries: IntCounterVec,
     in_flight: IntGaugeVec,
+    unable: IntGaugeVec,
     pub held: IntGauge,
     pub claims: IntCounter,
     pub claimed: IntCounter,
@@ -65,6 +66,16 @@ impl Metrics {
                     &["destination"],
                 )?,
             )?,
+            unable: add(
+                r,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "outbox_relay_unable",
+                        "1 while this relay can't deliver to the destination, by destination.",
+                    ),
+                    &["destination"],
+                )?,
+            )?,
             held: gauge(r, "outbox_relay_events_held", "Events claimed by this relay and not settled yet.")?,
             claims: counter(r, "outbox_relay_claims_total", "Calls of outbox.claim.")?,
             claimed: counter(r, "outbox_relay_events_claimed_total", "Events claimed.")?,
@@ -97,8 +108,15 @@ impl Metrics {
             failed: counter("failed"),
             rejected: counter("rejected"),
             unavailable: counter("unavailable"),
+            throttled: counter("throttled"),
             gone: counter("gone"),
+            unable: counter("unable"),
         }
+    }
+
+    /// Whether this relay can't deliver to the destination.
+    pub fn unable(&self, destination: &str, unable: bool) {
+        self.unable.with_label_values(&[destination]).set(i64::from(unable));
     }
 
     /// Events have become processed, so many seconds after each could be delivered.
@@ -141,7 +159,9 @@ pub struct LaneMetrics {
     failed: IntCounter,
     rejected: IntCounter,
     unavailable: IntCounter,
+    throttled: IntCounter,
     gone: IntCounter,
+    unable: IntCounter,
 }
 
 impl LaneMetrics {
@@ -151,7 +171,9 @@ impl LaneMetrics {
             Outcome::Failed { .. } => &self.failed,
             Outcome::Rejected { .. } => &self.rejected,
             Outcome::Unavailable { .. } => &self.unavailable,
+            Outcome::Throttled { .. } => &self.throttled,
             Outcome::Gone { .. } => &self.gone,
+            Outcome::Unable { .. } => &self.unable,
         }
         .inc();
     }

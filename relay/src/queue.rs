@@ -41,6 +41,11 @@ impl<T> Queue<T> {
         Some(next)
     }
 
+    /// Nothing may begin now.
+    pub fn is_empty(&self) -> bool {
+        self.ready.is_empty()
+    }
+
     /// The delivery under way of this line has ended: the next one may begin.
     pub fn leave(&mut self, line: Line) {
         let Some(key) = line else { return };

@@ -12,7 +12,7 @@ use tokio_postgres::types::{FromSql, Json, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
-use crate::destination::{Event, Spec};
+use crate::destination::{Event, Object, Spec};
 use crate::error::Result;
 
 const CLAIM: &str = "SELECT id, event_id, event_type, event_version, aggregate_type, aggregate_id, tenant_id, \
@@ -20,7 +20,8 @@ const CLAIM: &str = "SELECT id, event_id, event_type, event_version, aggregate_t
      FROM outbox.claim($1::int, $2::text[], $3::float8 * interval '1 second')";
 const ATTEMPTS: &str = "SELECT id, destination, attempts FROM outbox.claimed_attempts($1)";
 const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
-const RENEW: &str = "SELECT outbox.renew($1::bigint[], $2::float8 * interval '1 second')";
+const RENEW: &str = "SELECT t FROM unnest($1::bigint[]) AS t \
+     WHERE outbox.renew(ARRAY[t], $2::float8 * interval '1 second') > 0";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings, secrets, max_attempts \
      FROM outbox.relay_destinations()";
 const STATS: &str = "SELECT pending, processing, failed, \
@@ -122,15 +123,28 @@ impl Store {
         Ok(row.try_get(0)?)
     }
 
-    /// Starts the leases of these claims anew.
-    pub async fn renew(&self, tokens: &[i64], lease: Duration) -> Result<()> {
-        self.settles.query_one(&self.renew, &[&tokens, &lease.as_secs_f64()]).await?;
-        Ok(())
+    /// Starts the leases of these claims anew; those that were still open.
+    pub async fn renew(&self, tokens: &[i64], lease: Duration) -> Result<Vec<i64>> {
+        let rows = self.settles.query(&self.renew, &[&tokens, &lease.as_secs_f64()]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// Gives back all that these claims still hold.
     pub async fn release(&self, tokens: &[i64]) -> Result<()> {
         self.settles.query("SELECT outbox.release(t) FROM unnest($1::bigint[]) AS t", &[&tokens]).await?;
+        Ok(())
+    }
+
+    /// This relay can't serve these destinations, and why.
+    pub async fn destinations_unable(&self, names: &[String], error: &str) -> Result<()> {
+        let error = self.storable_text(error);
+        self.settles.query_one("SELECT outbox.destination_unable($1, $2)", &[&names, &error]).await?;
+        Ok(())
+    }
+
+    /// This relay's connection to these destinations stands again.
+    pub async fn destinations_back(&self, names: &[String]) -> Result<()> {
+        self.settles.query_one("SELECT outbox.destination_back($1)", &[&names]).await?;
         Ok(())
     }
 
@@ -154,11 +168,13 @@ impl Store {
 
     /// jsonb has no NUL, and a database that is not UTF-8 has no place for every character.
     fn storable(&self, exception: &Exception) -> Exception {
-        let error = exception.error.as_deref().map(|error| {
-            let kept = error.chars().take(2000);
-            kept.map(|c| if c == '\0' || !(self.utf8 || c.is_ascii()) { '?' } else { c }).collect()
-        });
+        let error = exception.error.as_deref().map(|error| self.storable_text(error));
         Exception { error, ..exception.clone() }
+    }
+
+    fn storable_text(&self, text: &str) -> String {
+        let kept = text.chars().take(2000);
+        kept.map(|c| if c == '\0' || !(self.utf8 || c.is_ascii()) { '?' } else { c }).collect()
     }
 }
 
@@ -179,7 +195,7 @@ fn read_destination(row: &Row) -> Result<Spec> {
         exchange: row.try_get(2)?,
         routing_key: row.try_get(3)?,
         url: row.try_get(4)?,
-        settings: row.try_get::<_, Option<_>>(5)?.unwrap_or_default(),
+        settings: row.try_get::<_, Option<JsonText<'_>>>(5)?.map(|text| text.0.to_owned()).unwrap_or_default(),
         secrets: row.try_get::<_, Option<_>>(6)?.unwrap_or_default(),
         max_attempts: row.try_get(7)?,
     })
@@ -213,8 +229,8 @@ fn read_event(row: &Row, claimed: &Claimed, data: JsonText<'_>, metadata: JsonTe
         aggregate_type: row.try_get(4)?,
         aggregate_id: row.try_get(5)?,
         tenant_id: row.try_get(6)?,
-        event_data: data.0.to_owned(),
-        metadata: serde_json::from_str(metadata.0).unwrap_or_default(),
+        event_data: data.0.to_owned().into(),
+        metadata: Object::new(metadata.0),
         created_at: claimed.created_at,
     })
 }

@@ -3,6 +3,10 @@
 //! A claim that leaves a destination out makes the database list what that destination is owed, so a destination that is
 //! merely busy is waited for, for a moment. One that stays full is left behind: it gets small claims of its own pace
 //! while the others go on without it, until it has caught up.
+//!
+//! A claim asks for one number of events for all its destinations. What it will bring to each is estimated from what it
+//! brought lately, so that one with little room and nothing to do makes nobody's claims smaller. What is more than that
+//! it holds all the same, up to a second limit.
 
 use std::time::{Duration, Instant};
 
@@ -12,36 +16,50 @@ pub const PATIENCE: Duration = Duration::from_millis(20);
 /// What one destination holds.
 #[derive(Debug, Clone)]
 pub struct Window {
+    /// Asked for up to here.
     pub limit: usize,
+    /// Taken up to here.
+    pub hard_limit: usize,
     pub byte_limit: usize,
     pub held: usize,
     pub bytes: usize,
+    /// Of the events of a claim that could have brought some for it, the part that did.
+    share: f64,
     full_since: Option<Instant>,
     lagging: bool,
     /// A claim has been made without it.
     left_out: bool,
     /// Something of the present batch was refused: what follows it could be of its aggregate.
     refused: bool,
+    /// Bytes of the largest that was refused: without room for that there is nothing to ask for.
+    wanted: usize,
 }
 
 impl Window {
-    pub fn new(limit: usize, byte_limit: usize) -> Self {
+    pub fn new(limit: usize, hard_limit: usize, byte_limit: usize) -> Self {
         Window {
             limit: limit.max(1),
+            hard_limit: hard_limit.max(limit).max(1),
             byte_limit,
             held: 0,
             bytes: 0,
+            share: 0.0,
             full_since: None,
             lagging: false,
             left_out: false,
             refused: false,
+            wanted: 0,
         }
     }
 
     /// Takes a delivery in, unless there is no room. An idle destination takes any size. After one that is refused the
     /// rest of the batch is refused too: none may pass an earlier one of its aggregate.
     pub fn admit(&mut self, size: usize) -> bool {
-        self.refused |= self.held > 0 && (self.held >= self.limit || self.bytes + size > self.byte_limit);
+        if !self.refused && self.held > 0 {
+            let no_bytes = self.bytes + size > self.byte_limit;
+            self.refused = no_bytes || self.held >= self.hard_limit;
+            self.wanted = if no_bytes { size } else { 0 };
+        }
         if self.refused {
             return false;
         }
@@ -50,14 +68,32 @@ impl Window {
         true
     }
 
+    /// One of the batch was too large to be kept until it is given to a destination.
+    pub fn refuse(&mut self, size: usize) {
+        if !self.refused {
+            (self.refused, self.wanted) = (true, size);
+        }
+    }
+
     /// A batch is complete.
     pub fn end_batch(&mut self) {
+        if !self.refused {
+            self.wanted = 0;
+        }
         self.refused = false;
     }
 
     pub fn leave(&mut self, size: usize) {
         self.held = self.held.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(size);
+    }
+
+    /// A claim of so many events brought so many for it.
+    pub fn brought(&mut self, deliveries: usize, events: usize) {
+        if events > 0 {
+            let part = deliveries as f64 / events as f64;
+            self.share = part.max((self.share * 3.0 + part) / 4.0);
+        }
     }
 
     /// A claim found no more for it.
@@ -76,8 +112,17 @@ impl Window {
         if self.held == 0 {
             return self.limit.min((self.byte_limit / average.max(1)).max(1));
         }
-        let bytes = self.byte_limit.saturating_sub(self.bytes) / average.max(1);
-        self.limit.saturating_sub(self.held).min(bytes)
+        let bytes = self.byte_limit.saturating_sub(self.bytes);
+        if bytes < self.wanted {
+            return 0;
+        }
+        self.limit.saturating_sub(self.held).min(bytes / average.max(1))
+    }
+
+    /// The most events of a claim that should leave it within its limit.
+    fn bearable(&self, average: usize) -> usize {
+        // Cut off at what is more than any batch.
+        (self.room(average) as f64 / self.share.max(1e-6)).min(1e9) as usize
     }
 
     /// Claims are worth their price from here on.
@@ -121,7 +166,7 @@ pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, turn: boo
     for (i, window) in windows.iter_mut().enumerate() {
         window.left_out = !include.contains(&i);
     }
-    let room = include.iter().map(|i| windows[*i].room(average)).min().unwrap_or(0);
+    let room = include.iter().map(|i| windows[*i].bearable(average)).min().unwrap_or(0);
     Plan::Claim { count: room.min(batch).max(1), include }
 }
 
@@ -132,7 +177,11 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn full(limit: usize) -> Window {
-        Window { held: limit, ..Window::new(limit, MIB) }
+        Window { held: limit, share: 1.0, ..Window::new(limit, 2000, MIB) }
+    }
+
+    fn busy(limit: usize) -> Window {
+        Window { share: 1.0, ..Window::new(limit, 2000, MIB) }
     }
 
     fn decide(windows: &mut [Window], turn: bool, now: Instant) -> Plan {
@@ -150,7 +199,7 @@ mod tests {
     #[test]
     fn a_slow_destination_holds_the_others_up_once_and_briefly() {
         let now = Instant::now();
-        let mut windows = [Window::new(2000, MIB), full(64)];
+        let mut windows = [busy(2000), full(64)];
         assert_eq!(decide(&mut windows, true, now), Plan::Wait { until: Some(now + PATIENCE) });
         let late = now + PATIENCE;
         let without = Plan::Claim { count: 500, include: vec![0] };
@@ -167,7 +216,7 @@ mod tests {
 
     #[test]
     fn large_events_shrink_the_claims_and_one_always_goes() {
-        let mut window = Window::new(2000, MIB);
+        let mut window = busy(2000);
         assert_eq!(
             plan(&mut [&mut window], 500, MIB / 4, true, Instant::now()),
             Plan::Claim { count: 4, include: vec![0] }
@@ -185,7 +234,7 @@ mod tests {
 
     #[test]
     fn nothing_passes_what_was_refused_before_it_in_its_batch() {
-        let mut window = Window { held: 3, bytes: MIB / 2, ..Window::new(2000, MIB) };
+        let mut window = Window { held: 3, bytes: MIB / 2, ..busy(2000) };
         assert!(!window.admit(MIB) && !window.admit(1));
         window.end_batch();
         assert!(window.admit(1));
@@ -194,7 +243,7 @@ mod tests {
     #[test]
     fn a_destination_that_never_catches_up_lags_however_often_it_has_room() {
         let now = Instant::now();
-        let mut windows = [Window::new(2000, MIB), full(64)];
+        let mut windows = [busy(2000), full(64)];
         for step in 0..4 {
             windows[1].held = 64;
             decide(&mut windows, true, now + PATIENCE * step / 4);
@@ -209,7 +258,7 @@ mod tests {
     #[test]
     fn who_was_left_out_is_asked_for_when_there_is_room_again() {
         let now = Instant::now();
-        let mut windows = [Window::new(2000, MIB), full(64)];
+        let mut windows = [busy(2000), full(64)];
         decide(&mut windows, true, now);
         decide(&mut windows, true, now + PATIENCE);
         assert!(!windows[1].is_missed(500, 100), "still full");
@@ -217,6 +266,46 @@ mod tests {
         assert!(windows[1].is_missed(500, 100) && !windows[0].is_missed(500, 100));
         decide(&mut windows, true, now + PATIENCE);
         assert!(!windows[1].is_missed(500, 100), "asked for");
+    }
+
+    #[test]
+    fn one_with_little_room_and_nothing_to_do_makes_no_claim_smaller() {
+        let now = Instant::now();
+        let mut windows = [busy(2000), Window::new(4, 2000, MIB)];
+        let all = Plan::Claim { count: 500, include: vec![0, 1] };
+        assert_eq!(decide(&mut windows, true, now), all);
+        windows[1].brought(1, 500);
+        assert_eq!(decide(&mut windows, true, now), all, "one of 500 events was for it");
+        windows[1].brought(100, 200);
+        assert_eq!(decide(&mut windows, true, now), Plan::Claim { count: 8, include: vec![0, 1] });
+        for _ in 0..40 {
+            windows[1].brought(0, 8);
+        }
+        assert_eq!(decide(&mut windows, true, now), all, "its share is forgotten");
+    }
+
+    #[test]
+    fn more_than_was_foreseen_is_held_all_the_same() {
+        let mut window = Window::new(4, 300, MIB);
+        assert_eq!((0..500).filter(|_| window.admit(1)).count(), 300);
+        assert!(!window.is_open(500, 100), "and nothing is asked for until it has room");
+    }
+
+    #[test]
+    fn nothing_is_asked_for_before_there_is_room_for_what_was_refused() {
+        let mut window = busy(2000);
+        assert!(window.admit(MIB / 2) && window.admit(MIB / 8) && !window.admit(MIB / 2));
+        window.end_batch();
+        assert!(!window.is_open(500, 100), "small ones behind it would only be given back");
+        window.leave(MIB / 2);
+        assert!(window.is_open(500, 100) && window.admit(MIB / 2));
+        window.end_batch();
+        window.refuse(MIB * 2);
+        window.end_batch();
+        assert!(!window.is_open(500, 100));
+        window.leave(MIB / 8);
+        window.leave(MIB / 2);
+        assert!(window.is_open(500, 100), "an idle destination takes any size");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! Tests against real servers: one file a subject.
 
 mod attackers;
+mod broker_side;
 mod chaos;
 mod claims;
 mod connections;
 mod delivery;
+mod faults;
 mod growth;
 mod health;
 mod lifecycle;
 mod locks;
 mod model;
+mod neighbours;
 mod notifications;
 mod owed;
 mod owners;
@@ -20,5 +23,7 @@ mod relay;
 mod returns;
 mod schedule;
 mod smoke;
+mod strings;
+mod throttle;
 mod wakeups;
 mod webhooks;

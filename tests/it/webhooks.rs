@@ -15,14 +15,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use uuid::Uuid;
 
-struct Site {
-    cluster: &'static Cluster,
-    database: String,
-    session: Session,
+pub struct Site {
+    pub cluster: &'static Cluster,
+    pub database: String,
+    pub session: Session,
 }
 
 impl Site {
-    async fn new() -> Result<Self> {
+    pub async fn new() -> Result<Self> {
         let cluster = Cluster::shared().await?;
         let database = cluster.database().await?;
         let session = cluster.connect(&database).await?;
@@ -30,25 +30,25 @@ impl Site {
     }
 
     /// Adds a webhook and returns its secret.
-    async fn add(&self, name: &str, url: &str, settings: &str) -> Result<String> {
+    pub async fn add(&self, name: &str, url: &str, settings: &str) -> Result<String> {
         let sql = "SELECT outbox.add_webhook($1, $2, settings => $3::text::jsonb)";
         Ok(self.session.query_one(sql, &[&name, &url, &settings]).await?.get(0))
     }
 
-    async fn relay(&self) -> Result<Relay> {
+    pub async fn relay(&self) -> Result<Relay> {
         Relay::start(self.cluster, &self.database, None).await
     }
 
-    async fn publish(&self, aggregate: &str) -> Result<Uuid> {
+    pub async fn publish(&self, aggregate: &str) -> Result<Uuid> {
         let sql = "SELECT outbox.publish('contact.created', '{\"name\": \"Ada\"}', 'contact', $1)";
         Ok(self.session.query_one(sql, &[&aggregate]).await?.get(0))
     }
 
-    async fn until(&self, condition: &str) -> Result<()> {
+    pub async fn until(&self, condition: &str) -> Result<()> {
         self.session.until(condition, LONG).await
     }
 
-    async fn execute(&self, sql: &str) -> Result<()> {
+    pub async fn execute(&self, sql: &str) -> Result<()> {
         Ok(self.session.batch_execute(sql).await?)
     }
 
@@ -63,7 +63,7 @@ impl Site {
         Ok(())
     }
 
-    async fn processed(&self) -> Result<()> {
+    pub async fn processed(&self) -> Result<()> {
         self.until("SELECT bool_and(status = 'processed') FROM outbox_events").await
     }
 }
@@ -276,19 +276,25 @@ async fn retry_after_is_honoured() -> Result<()> {
     });
     let _relay = site.relay().await?;
     site.publish("1").await?;
-    site.until("SELECT count(*) = 4 AND bool_and(attempts = 1 AND status = 'pending') FROM outbox.deliveries").await?;
+    site.until("SELECT count(*) = 4 AND bool_and(attempts = 0 AND last_error IS NOT NULL) FROM outbox.deliveries")
+        .await?;
+    site.until("SELECT bool_and(state = 'open') FROM outbox.destinations").await?;
     for (name, _, seconds) in &replies {
         let wait: f64 = site
             .session
             .query_one(
-                "SELECT extract(epoch FROM next_attempt_at - now())::float8 FROM outbox.deliveries WHERE destination = $1",
+                "SELECT extract(epoch FROM circuit_open_until - now())::float8 FROM outbox.destinations WHERE name = $1",
                 &[name],
             )
             .await?
             .get(0);
         assert!((f64::from(*seconds) - 120.0..=f64::from(*seconds)).contains(&wait), "{name}: {wait} s");
     }
-    let errors = "SELECT string_agg(last_error, '; ' ORDER BY last_error) FROM outbox.deliveries";
+    // It holds for all that is owed to them.
+    site.publish("2").await?;
+    site.until("SELECT count(*) = 2 AND bool_and(status = 'pending') FROM outbox_events").await?;
+    assert_eq!(receiver.count(), 4);
+    let errors = "SELECT string_agg(last_error, '; ' ORDER BY last_error) FROM outbox.destinations";
     let (many, away) = ("429 Too Many Requests", "503 Service Unavailable");
     assert_eq!(site.session.one::<String>(errors).await?, [many, many, away, away].join("; "));
     Ok(())
@@ -509,6 +515,7 @@ async fn a_body_of_many_megabytes_arrives_whole() -> Result<()> {
     site.execute("SELECT outbox.publish('contact.grown', to_jsonb(repeat('x', 20 * 1024 * 1024)))").await?;
     let request = receiver.wait_for(1, LONG).await?.remove(0);
     assert_eq!(request.json()?["data"].as_str().map(str::len), Some(20 * 1024 * 1024));
+    assert_eq!(request.header("content-length"), Some(request.body.len().to_string().as_str()));
     assert!(verifies(&secret, &request)?);
     site.processed().await
 }
@@ -553,15 +560,18 @@ async fn addresses_that_are_not_public_are_refused() -> Result<()> {
     let url = site.cluster.url(&site.database);
     let _relay = Relay::with(&url, None, &[("OUTBOX_WEBHOOK_ALLOW_NETWORKS", "")]).await?;
     site.publish("1").await?;
-    site.until("SELECT status = 'failed' FROM outbox_events").await?;
+    // Another relay may be allowed to: the event waits, and the operator sees why.
+    let all = format!("SELECT count(last_error) = {} FROM outbox.deliveries", hosts.len());
+    site.until(&all).await?;
     for (n, host) in hosts.iter().enumerate() {
-        let sql = "SELECT coalesce(status || ': ' || last_error, status) FROM outbox.deliveries WHERE destination = $1";
+        let sql = "SELECT attempts::text || ' ' || last_error FROM outbox.deliveries WHERE destination = $1";
         let shown: String = site.session.query_one(sql, &[&format!("hook{n}")]).await?.get(0);
         assert!(
-            shown.starts_with("failed: address ") && shown.contains("is not public; an operator can allow its network"),
+            shown.starts_with("0 address ") && shown.contains("is not public; an operator can allow its network"),
             "{host}: {shown}"
         );
     }
+    site.until("SELECT bool_and(state = 'open' AND last_error LIKE 'address %') FROM outbox.destinations").await?;
     assert_eq!(receiver.count(), 0);
     Ok(())
 }
@@ -577,6 +587,9 @@ async fn urls_with_a_user_or_of_another_scheme_are_not_taken() -> Result<()> {
         "file:///etc/passwd",
         "example.com/hook",
         "http://",
+        "http://1.2.3.4.5/",
+        "http://1.2.3.256/",
+        "http://a%41/",
         "",
     ] {
         let error = site.add("hook", url, "{}").await.err().with_context(|| format!("{url:?} was taken"))?;
@@ -584,16 +597,6 @@ async fn urls_with_a_user_or_of_another_scheme_are_not_taken() -> Result<()> {
         assert!(error.contains("malformed webhook URL") && !error.contains("hunter2"), "{error}");
     }
     Ok(())
-}
-
-#[tokio::test]
-async fn a_url_that_no_client_can_use_is_not_tried_for_ever() -> Result<()> {
-    let site = Site::new().await?;
-    site.add("hook", "http://1.2.3.4.5/", "{}").await?;
-    let _relay = site.relay().await?;
-    site.publish("1").await?;
-    site.until("SELECT status = 'failed' AND last_error LIKE '%malformed URL%' FROM outbox_events").await?;
-    site.until("SELECT state = 'disabled' AND last_error LIKE '%malformed URL%' FROM outbox.destinations").await
 }
 
 #[tokio::test]
@@ -606,14 +609,14 @@ async fn a_network_can_be_opened_in_the_database() -> Result<()> {
     session.execute("SELECT outbox.add_webhook('hook', $1, settings => '{\"max_attempts\": 1}')", &[&url]).await?;
     let _relay = Relay::with(&cluster.url(&database), None, &[("OUTBOX_WEBHOOK_ALLOW_NETWORKS", "")]).await?;
     let event: Uuid = session.one("SELECT outbox.publish('contact.created', '{}')").await?;
-    session.until("SELECT last_error LIKE 'address %' AND status = 'failed' FROM outbox_events", LONG).await?;
+    session.until("SELECT last_error LIKE 'address %' AND status = 'pending' FROM outbox_events", LONG).await?;
     assert_eq!(receiver.count(), 0);
 
     session.batch_execute("ALTER SYSTEM SET outbox.webhook_allow_networks = '10.9.8.0/24, 127.0.0.0/8'").await?;
     session.batch_execute("SELECT pg_reload_conf()").await?;
     session.until("SELECT current_setting('outbox.webhook_allow_networks') <> ''", LONG).await?;
     let delivered = async || {
-        session.batch_execute("SELECT outbox.resume('hook'); SELECT outbox.replay_failed()").await?;
+        session.batch_execute("SELECT outbox.resume('hook')").await?;
         Ok((receiver.count() > 0).then_some(()))
     };
     wait::until("the network to be open", LONG, delivered).await?;

@@ -6,6 +6,7 @@
 //! Source of the list: IANA's special-purpose address registries (RFC 6890 and its updates).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::FutureExt;
@@ -20,6 +21,7 @@ use super::ConfigError;
 pub struct Networks {
     of_relay: Vec<IpNet>,
     of_database: RwLock<Vec<IpNet>>,
+    changes: AtomicU64,
 }
 
 impl Networks {
@@ -30,8 +32,17 @@ impl Networks {
     /// The value of `outbox.webhook_allow_networks`: CIDR notation, separated by commas.
     pub fn set_of_database(&self, list: &str) -> Result<(), ConfigError> {
         let networks = parse(list.split(','))?;
-        *self.of_database.write().unwrap_or_else(PoisonError::into_inner) = networks;
+        let mut present = self.of_database.write().unwrap_or_else(PoisonError::into_inner);
+        if *present != networks {
+            *present = networks;
+            self.changes.fetch_add(1, Ordering::SeqCst);
+        }
         Ok(())
+    }
+
+    /// How often they have changed.
+    pub fn generation(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
     }
 
     pub fn allow(&self, address: IpAddr) -> bool {
@@ -159,7 +170,7 @@ impl std::error::Error for Refused {}
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 

@@ -1,9 +1,13 @@
 //! Bodies of webhooks: the project's own, after Standard Webhooks, or CloudEvents 1.0 in structured mode.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::UNIX_EPOCH;
 
+use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
-use serde_json::value::RawValue;
 
 use super::{ConfigError, Event};
 
@@ -33,35 +37,107 @@ impl Format {
         }
     }
 
-    /// The JSON text. `event_data` goes in as PostgreSQL printed it.
-    pub fn body(self, event: &Event) -> Result<Vec<u8>, serde_json::Error> {
-        let data: &RawValue = serde_json::from_str(&event.event_data)?;
-        match self {
-            Format::Standard => serde_json::to_vec(&Standard {
-                kind: &event.event_type,
-                timestamp: timestamp(event),
-                data,
-                id: event.event_id,
-                version: &event.event_version,
-                aggregate_type: event.aggregate_type.as_deref(),
-                aggregate_id: event.aggregate_id.as_deref(),
-                tenant_id: event.tenant_id.as_deref(),
-            }),
-            Format::CloudEvents => serde_json::to_vec(&CloudEvent {
-                specversion: "1.0",
-                id: event.event_id,
-                source: source(event),
-                kind: &event.event_type,
-                time: timestamp(event),
-                subject: event.aggregate_id.as_deref(),
-                datacontenttype: "application/json",
-                eventversion: &event.event_version,
-                tenantid: event.tenant_id.as_deref(),
-                traceparent: event.metadata.get("traceparent").and_then(|v| v.as_str()),
-                tracestate: event.metadata.get("tracestate").and_then(|v| v.as_str()),
-                data,
-            }),
+    /// The JSON text in parts. `event_data` is shared with the event: however many destinations and attempts there are, it
+    /// is in memory once.
+    pub fn body(self, event: &Event) -> Result<Parts, serde_json::Error> {
+        let (before, after) = match self {
+            Format::Standard => (
+                open(&Head { kind: &event.event_type, timestamp: timestamp(event) })?,
+                close(&Tail {
+                    id: event.event_id,
+                    version: &event.event_version,
+                    aggregate_type: event.aggregate_type.as_deref(),
+                    aggregate_id: event.aggregate_id.as_deref(),
+                    tenant_id: event.tenant_id.as_deref(),
+                })?,
+            ),
+            Format::CloudEvents => (
+                open(&CloudEvent {
+                    specversion: "1.0",
+                    id: event.event_id,
+                    source: source(event),
+                    kind: &event.event_type,
+                    time: timestamp(event),
+                    subject: event.aggregate_id.as_deref(),
+                    datacontenttype: "application/json",
+                    eventversion: &event.event_version,
+                    tenantid: event.tenant_id.as_deref(),
+                    traceparent: event.metadata.string("traceparent"),
+                    tracestate: event.metadata.string("tracestate"),
+                })?,
+                b"}".to_vec(),
+            ),
+        };
+        Ok(Parts([before.into(), event.event_data.clone(), after.into()]))
+    }
+}
+
+/// An object whose last member `data` is still to come.
+fn open(object: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let mut text = serde_json::to_vec(object)?;
+    text.pop();
+    text.extend_from_slice(b",\"data\":");
+    Ok(text)
+}
+
+/// The members that follow.
+fn close(object: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let mut text = serde_json::to_vec(object)?;
+    text[0] = b',';
+    Ok(text)
+}
+
+/// A body as it is sent: what precedes the event's data, the data, and what follows it.
+#[derive(Debug, Clone)]
+pub struct Parts([Bytes; 3]);
+
+impl Parts {
+    pub fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        self.0.iter().map(|part| &part[..])
+    }
+
+    /// Small ones go out in one piece, large ones without being copied together.
+    pub fn into_body(self) -> reqwest::Body {
+        match self.len() {
+            0..=MAX_JOINED => self.0.concat().into(),
+            _ => reqwest::Body::wrap(Stream { left: self.len() as u64, parts: self.0.into() }),
         }
+    }
+}
+
+/// Up to here a copy is cheaper than a write of its own for each part.
+const MAX_JOINED: usize = 64 * 1024;
+
+/// Sent with its length: receivers need not understand chunks.
+struct Stream {
+    parts: VecDeque<Bytes>,
+    left: u64,
+}
+
+impl http_body::Body for Stream {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let part = this.parts.pop_front();
+        this.left -= part.as_ref().map_or(0, |part| part.len() as u64);
+        Poll::Ready(part.map(|part| Ok(http_body::Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.left)
     }
 }
 
@@ -86,11 +162,14 @@ fn source(event: &Event) -> String {
 }
 
 #[derive(serde::Serialize)]
-struct Standard<'a> {
+struct Head<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     timestamp: String,
-    data: &'a RawValue,
+}
+
+#[derive(serde::Serialize)]
+struct Tail<'a> {
     id: uuid::Uuid,
     version: &'a str,
     aggregate_type: Option<&'a str>,
@@ -113,23 +192,28 @@ struct CloudEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tenantid: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<&'a str>,
+    traceparent: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tracestate: Option<&'a str>,
-    data: &'a RawValue,
+    tracestate: Option<Cow<'a, str>>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::destination::sample_event;
+    use crate::destination::{json::Object, sample_event};
+
+    fn text(format: Format, event: &Event) -> String {
+        let parts = format.body(event).expect("a body");
+        String::from_utf8(parts.slices().collect::<Vec<_>>().concat()).expect("text")
+    }
 
     #[test]
     fn numbers_arrive_digit_for_digit() {
         let mut event = sample_event();
         event.event_data = r#"{"amount": 123456789012345678901234567890.10}"#.into();
-        let body = String::from_utf8(Format::Standard.body(&event).expect("a body")).expect("text");
+        let body = text(Format::Standard, &event);
         assert!(body.contains("123456789012345678901234567890.10"), "{body}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&body).expect("JSON")["id"], event.event_id.to_string());
     }
 
     #[test]
@@ -146,9 +230,8 @@ mod tests {
     #[test]
     fn a_cloud_event_has_what_the_standard_requires() {
         let mut event = sample_event();
-        event.metadata = serde_json::json!({"traceparent": "00-a-b-01"});
-        let body: serde_json::Value =
-            serde_json::from_slice(&Format::CloudEvents.body(&event).expect("a body")).expect("JSON");
+        event.metadata = Object::new(r#"{"traceparent": "00-a-b-01"}"#);
+        let body: serde_json::Value = serde_json::from_str(&text(Format::CloudEvents, &event)).expect("JSON");
         assert_eq!(body["specversion"], "1.0");
         assert_eq!(body["id"], event.event_id.to_string());
         assert_eq!(body["type"], "contact.created");

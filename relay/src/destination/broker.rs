@@ -1,62 +1,88 @@
 //! The connection to RabbitMQ that all RabbitMQ destinations of a relay share.
 //!
-//! It is made when it is first needed, and made anew after it broke. Every wait has an end. While the broker blocks
-//! publishers (a memory or disk alarm) the connection stays, so that what was sent keeps its place before what follows.
+//! A task of its own makes it and keeps it, from the first destination on, and says how it stands. Deliveries never wait
+//! for it. While the broker blocks publishers (a memory or disk alarm) the connection stays, so that what was sent keeps
+//! its place before what follows.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
+use lapin::options::ExchangeDeclareOptions;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, ErrorKind};
-use tokio::sync::{Mutex, watch};
+use lapin::{Connection, ConnectionProperties, ErrorKind, ExchangeKind};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::ConfigError;
+use crate::backoff::Backoff;
 use crate::config::Amqp;
 
 /// From the first packet to an open connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After a failure nobody tries again for this long: many deliveries fail together.
-pub const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two tries: when a broker is back, deliveries go on within a second.
+const PAUSE: Duration = Duration::from_millis(800);
+
+/// The pause after a refused login, which the broker logs each time.
+const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 
 /// Seconds; unless the URL says `?heartbeat=`. After two missed ones the connection counts as lost.
 const HEARTBEAT: u16 = 10;
 
+/// How the connection stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// For the first time, and not known yet.
+    Connecting,
+    Up,
+    /// The broker takes no messages at the moment, and says why.
+    Blocked(String),
+    /// What was last tried failed so.
+    Down(String),
+}
+
+impl Standing {
+    /// Why nothing can be published.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Standing::Connecting | Standing::Up => None,
+            Standing::Blocked(reason) | Standing::Down(reason) => Some(reason),
+        }
+    }
+}
+
 pub struct Broker {
     uri: AMQPUri,
     tls: OwnedTLSConfig,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    link: Option<Arc<Link>>,
-    failed: Option<(Instant, String)>,
+    kept: AtomicBool,
+    standing: watch::Sender<Standing>,
+    link: watch::Sender<Option<Arc<Link>>>,
 }
 
 /// One open connection.
 pub struct Link {
     pub connection: Connection,
-    /// Why the broker takes no messages at the moment.
-    blocked: watch::Receiver<Option<String>>,
+    standing: watch::Receiver<Standing>,
+    given_up: Notify,
 }
 
 impl Link {
     /// Works on it until the broker takes no messages any more: then the error says why.
     pub async fn unless_blocked<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
-        let mut blocked = self.blocked.clone();
-        let refusal = |reason: &str| format!("RabbitMQ blocks publishers: {reason}");
-        if let Some(reason) = self.blocked.borrow().as_deref() {
-            return Err(refusal(reason));
+        let mut standing = self.standing.clone();
+        let blocked = |standing: &Standing| matches!(standing, Standing::Blocked(_));
+        if let Standing::Blocked(reason) = &*self.standing.borrow() {
+            return Err(reason.clone());
         }
         tokio::select! {
             biased;
             done = work => Ok(done),
-            Ok(reason) = blocked.wait_for(Option::is_some) => Err(refusal(reason.as_deref().unwrap_or_default())),
+            Ok(standing) = standing.wait_for(blocked) => Err(standing.reason().unwrap_or_default().to_owned()),
         }
     }
 }
@@ -70,50 +96,127 @@ impl Broker {
             .parse()
             .map_err(|_| ConfigError("AMQP_URL is malformed: use amqp://user:password@host:5672/vhost".into()))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Broker { uri, tls: tls(amqp)?, state: Mutex::default() })
+        Ok(Broker {
+            uri,
+            tls: tls(amqp)?,
+            kept: AtomicBool::new(false),
+            standing: watch::Sender::new(Standing::Connecting),
+            link: watch::Sender::new(None),
+        })
     }
 
-    /// The open connection. The error is ready for an operator and shows no password.
-    pub async fn link(&self) -> Result<Arc<Link>, String> {
-        let mut state = self.state.lock().await;
-        if let Some(link) = state.link.as_ref().filter(|link| link.connection.status().connected()) {
-            return Ok(link.clone());
+    /// How the connection stands, which is made and kept from now on.
+    pub fn standing(self: &Arc<Self>) -> watch::Receiver<Standing> {
+        if !self.kept.swap(true, Ordering::SeqCst) {
+            tokio::spawn(self.clone().keep());
         }
-        state.link = None;
-        if let Some((_, error)) = state.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
-            return Err(error.clone());
-        }
-        match self.connect().await {
-            Ok(link) => {
-                let link = Arc::new(link);
-                *state = State { link: Some(link.clone()), failed: None };
-                Ok(link)
-            }
-            Err(error) => {
-                state.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
+        self.standing.subscribe()
+    }
+
+    /// The open connection. The error says why there is none, ready for an operator and without a password.
+    pub async fn link(self: &Arc<Self>) -> Result<Arc<Link>, String> {
+        let mut standing = self.standing();
+        let known = standing.wait_for(|standing| *standing != Standing::Connecting).await;
+        let why = known.map_or(None, |standing| standing.reason().map(str::to_owned));
+        let link = self.link.borrow().clone();
+        link.ok_or_else(|| why.unwrap_or_else(|| "the connection to RabbitMQ is being made".into()))
     }
 
     /// Gives the connection up: it does not answer any more.
-    pub async fn abandon(&self, link: &Arc<Link>) {
-        let mut state = self.state.lock().await;
-        if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-            state.link = None;
-        }
+    pub fn abandon(&self, link: &Arc<Link>) {
+        link.given_up.notify_one();
     }
 
-    /// Connects if there is no connection.
-    pub async fn check(&self) -> Result<(), String> {
+    /// Whether a connection can be made.
+    pub async fn check(self: &Arc<Self>) -> Result<(), String> {
         self.link().await.map(|_| ())
     }
 
-    async fn connect(&self) -> Result<Link, String> {
+    /// Declares an exchange in a connection of its own: the broker ends the connection that names a type it does not know.
+    pub async fn declare_apart(&self, exchange: ShortString, kind: ExchangeKind) -> Result<(), String> {
+        let connection = self.connect().await?;
+        let declaring = async {
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let channel = connection.create_channel().await?;
+            channel.exchange_declare(exchange, kind, options, FieldTable::default()).await
+        };
+        let declared = timeout(CONNECT_TIMEOUT, declaring).await;
+        // What it says of its end matters to nobody.
+        let _closed = connection.close(200, "OK".into()).await;
+        match declared {
+            Ok(declared) => declared.map_err(|error| format!("channel closed by RabbitMQ: {}", describe(&error))),
+            Err(_) => Err(format!("RabbitMQ declares no exchange within {} s", CONNECT_TIMEOUT.as_secs())),
+        }
+    }
+
+    async fn keep(self: Arc<Self>) {
+        let Some(mut backoff) = Backoff::new(Duration::from_millis(50), PAUSE) else { return };
+        loop {
+            let why = match self.connect().await {
+                Ok(connection) => {
+                    backoff.reset();
+                    self.serve(connection).await
+                }
+                Err(why) => why,
+            };
+            let refused = why.contains("ACCESS_REFUSED");
+            self.change(Standing::Down(why));
+            tokio::time::sleep(if refused { PAUSE_REFUSED } else { backoff.next() }).await;
+        }
+    }
+
+    /// Lets this connection be used until it ends; why it did.
+    async fn serve(&self, connection: Connection) -> String {
+        let mut events = Box::pin(connection.events_listener());
+        let link = Arc::new(Link { connection, standing: self.standing.subscribe(), given_up: Notify::new() });
+        self.link.send_replace(Some(link.clone()));
+        self.change(Standing::Up);
+        let why = self.follow(&link, &mut events).await;
+        self.link.send_replace(None);
+        why
+    }
+
+    async fn follow(&self, link: &Link, events: &mut (impl Stream<Item = lapin::Event> + Unpin)) -> String {
+        while link.connection.status().connected() {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = link.given_up.notified() => return "RabbitMQ did not answer on its connection".into(),
+            };
+            match event {
+                Some(lapin::Event::ConnectionBlocked(reason)) => {
+                    self.change(Standing::Blocked(format!("RabbitMQ blocks publishers: {reason}")));
+                }
+                Some(lapin::Event::ConnectionUnblocked) => self.change(Standing::Up),
+                Some(lapin::Event::Error(error)) if !link.connection.status().connected() => {
+                    return format!("connection to RabbitMQ lost: {}", describe(&error));
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        "connection to RabbitMQ lost".into()
+    }
+
+    fn change(&self, standing: Standing) {
+        let changed = self.standing.send_if_modified(|present| {
+            let changed = *present != standing;
+            *present = standing.clone();
+            changed
+        });
+        match &standing {
+            Standing::Up if changed => tracing::info!(broker = self.place(), "connected to RabbitMQ"),
+            Standing::Blocked(reason) | Standing::Down(reason) if changed => {
+                tracing::warn!(broker = self.place(), reason, "RabbitMQ can't be used");
+            }
+            _ => {}
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, String> {
         let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
         let properties = ConnectionProperties::default().with_connection_name("outbox-relay".into());
         let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, self.tls.clone(), runtime);
-        let connection = timeout(CONNECT_TIMEOUT, connecting)
+        timeout(CONNECT_TIMEOUT, connecting)
             .await
             .map_err(|_| {
                 format!(
@@ -122,29 +225,12 @@ impl Broker {
                     CONNECT_TIMEOUT.as_secs()
                 )
             })?
-            .map_err(|error| format!("can't connect to RabbitMQ at {}: {}", self.place(), describe(&error)))?;
-        let blocked = watch_blocked(&connection);
-        Ok(Link { connection, blocked })
+            .map_err(|error| format!("can't connect to RabbitMQ at {}: {}", self.place(), describe(&error)))
     }
 
     fn place(&self) -> String {
         format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
-}
-
-fn watch_blocked(connection: &Connection) -> watch::Receiver<Option<String>> {
-    let (sender, receiver) = watch::channel(None);
-    let mut events = Box::pin(connection.events_listener());
-    tokio::spawn(async move {
-        while let Some(event) = events.next().await {
-            match event {
-                lapin::Event::ConnectionBlocked(reason) => sender.send_replace(Some(reason)),
-                lapin::Event::ConnectionUnblocked => sender.send_replace(None),
-                _ => continue,
-            };
-        }
-    });
-    receiver
 }
 
 fn tls(amqp: &Amqp) -> Result<OwnedTLSConfig, ConfigError> {

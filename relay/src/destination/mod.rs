@@ -4,21 +4,33 @@
 //! handed out again when the claim ends.
 
 mod address;
+mod answer;
 mod body;
 mod broker;
+mod channel;
+mod connecting;
+mod json;
+mod message;
 mod rabbitmq;
 mod returns;
 mod signature;
 mod template;
+mod topology;
 mod webhook;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use tokio::sync::watch;
 use uuid::Uuid;
 
-use self::rabbitmq::{Broker, RabbitMq};
-use self::webhook::{Networks, Webhook};
+use self::address::Networks;
+use self::broker::Broker;
+pub use self::broker::Standing;
+pub use self::json::Object;
+use self::rabbitmq::RabbitMq;
+use self::webhook::Webhook;
 use crate::config::Config;
 
 /// One event as a claim hands it out, shared by all of its destinations.
@@ -31,12 +43,12 @@ pub struct Event {
     pub aggregate_id: Option<String>,
     pub tenant_id: Option<String>,
     /// The JSON text, as PostgreSQL prints it. Always valid JSON.
-    pub event_data: String,
-    pub metadata: serde_json::Value,
+    pub event_data: Bytes,
+    pub metadata: Object,
     pub created_at: SystemTime,
 }
 
-/// How one delivery ended.
+/// How one delivery ended, and whose fault that was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The destination has confirmed it.
@@ -45,14 +57,33 @@ pub enum Outcome {
     Failed { error: String, retry_in: Option<Duration> },
     /// This event can never get through: a dead letter.
     Rejected { error: String },
-    /// The destination as a whole is down: opens its circuit, uses up no attempt.
-    Unavailable { error: String, retry_in: Option<Duration> },
-    /// The receiver wants nothing more: a dead letter, and the destination is disabled.
+    /// The destination as a whole is down, as far as this relay can see: uses up no attempt, and opens the circuit unless
+    /// another relay has just delivered there.
+    Unavailable { error: String },
+    /// The receiver itself asks to be left alone for a while: opens the circuit, uses up no attempt.
+    Throttled { error: String, retry_in: Option<Duration> },
+    /// The receiver wants nothing more: a dead letter, and the destination is disabled. Only it can say so.
     Gone { error: String },
+    /// This relay can't deliver to the destination: uses up no attempt, and another relay may do better.
+    Unable { error: String },
+}
+
+impl Outcome {
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Outcome::Delivered => None,
+            Outcome::Failed { error, .. }
+            | Outcome::Rejected { error }
+            | Outcome::Unavailable { error }
+            | Outcome::Throttled { error, .. }
+            | Outcome::Gone { error }
+            | Outcome::Unable { error } => Some(error),
+        }
+    }
 }
 
 /// One row of `outbox.relay_destinations()`.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Spec {
     pub name: String,
     /// `rabbitmq` or `webhook`.
@@ -60,7 +91,8 @@ pub struct Spec {
     pub exchange: Option<String>,
     pub routing_key: Option<String>,
     pub url: Option<String>,
-    pub settings: serde_json::Value,
+    /// A JSON object, as text: what is wrong in one destination's settings costs no other anything.
+    pub settings: String,
     /// Signing secrets, the current one first.
     pub secrets: Vec<String>,
     pub max_attempts: Option<i32>,
@@ -112,6 +144,17 @@ impl Environment {
         }
     }
 
+    /// Another number after each change of the allowed networks: connections that were made before may lead to where
+    /// nobody may go any more.
+    pub fn generation_of_networks(&self) -> u64 {
+        self.networks.generation()
+    }
+
+    /// How the connection to the broker stands, which is made and kept from now on; none without a broker.
+    pub fn broker_standing(&self) -> Option<watch::Receiver<Standing>> {
+        self.broker.as_ref().map(|broker| broker.standing())
+    }
+
     /// Tries the connection to the broker.
     pub async fn check_broker(&self) -> Result<(), String> {
         match &self.broker {
@@ -125,6 +168,8 @@ impl Environment {
 pub enum Destination {
     RabbitMq(RabbitMq),
     Webhook(Webhook),
+    #[cfg(test)]
+    Fake(fn(&Event) -> Outcome),
 }
 
 impl Destination {
@@ -143,6 +188,8 @@ impl Destination {
         match self {
             Destination::RabbitMq(destination) => destination.deliver(event, attempt).await,
             Destination::Webhook(destination) => destination.deliver(event).await,
+            #[cfg(test)]
+            Destination::Fake(deliver) => deliver(event),
         }
     }
 
@@ -151,6 +198,8 @@ impl Destination {
         match self {
             Destination::RabbitMq(destination) => destination.concurrency(),
             Destination::Webhook(destination) => destination.concurrency(),
+            #[cfg(test)]
+            Destination::Fake(_) => 1,
         }
     }
 
@@ -159,28 +208,40 @@ impl Destination {
         match self {
             Destination::RabbitMq(destination) => destination.prepare().await,
             Destination::Webhook(_) => Ok(()),
+            #[cfg(test)]
+            Destination::Fake(_) => Ok(()),
         }
     }
 
-    /// Tries to reach it without delivering anything. At RabbitMQ this declares what `settings.declare` asks for.
+    /// Tries to reach it. Delivers nothing, declares nothing, changes nothing.
     pub async fn check(&self) -> Result<(), String> {
         match self {
-            Destination::RabbitMq(destination) => destination.prepare().await,
+            Destination::RabbitMq(destination) => destination.check().await,
             Destination::Webhook(destination) => destination.check().await,
+            #[cfg(test)]
+            Destination::Fake(_) => Ok(()),
         }
     }
 }
 
 /// A duration of a destination's settings, in seconds: SQL has read what the operator wrote.
-fn duration(settings: &serde_json::Value, key: &str) -> Result<Option<Duration>, ConfigError> {
-    let Some(seconds) = settings.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
-    let valid = seconds.as_f64().filter(|s| *s > 0.0 && *s < 1e9);
+fn duration(settings: &Object, key: &str) -> Result<Option<Duration>, ConfigError> {
+    let Some(seconds) = settings.member(key) else { return Ok(None) };
+    let valid = seconds.parse::<f64>().ok().filter(|s| *s > 0.0 && s.is_finite());
     let wrong = || ConfigError(format!("settings.{key} is not a number of seconds above zero"));
-    Ok(Some(Duration::from_secs_f64(valid.ok_or_else(wrong)?)))
+    Ok(Some(Duration::from_secs_f64(valid.ok_or_else(wrong)?.clamp(SHORTEST, LONGEST))))
+}
+
+/// Seconds. SQL refuses what is outside; this is for rows that are older than that.
+const SHORTEST: f64 = 0.001;
+const LONGEST: f64 = 86_400.0;
+
+fn concurrency(settings: &Object, fallback: usize) -> usize {
+    settings.member("concurrency").and_then(|text| text.parse().ok()).map_or(fallback, |n: usize| n.clamp(1, 99_999))
 }
 
 #[cfg(test)]
-fn sample_event() -> Event {
+pub fn sample_event() -> Event {
     Event {
         event_id: Uuid::nil(),
         event_type: "contact.created".into(),
@@ -188,8 +249,8 @@ fn sample_event() -> Event {
         aggregate_type: Some("contact".into()),
         aggregate_id: Some("42".into()),
         tenant_id: None,
-        event_data: "{}".into(),
-        metadata: serde_json::json!({}),
+        event_data: Bytes::from_static(b"{}"),
+        metadata: Object::new("{}"),
         created_at: SystemTime::UNIX_EPOCH,
     }
 }
@@ -200,10 +261,20 @@ mod tests {
 
     #[test]
     fn durations_are_seconds() {
-        let read = |value| duration(&serde_json::json!({ "timeout": value }), "timeout");
-        assert_eq!(read(serde_json::json!(2.5)).ok(), Some(Some(Duration::from_secs_f64(2.5))));
-        assert_eq!(read(serde_json::json!(null)).ok(), Some(None));
-        assert!(read(serde_json::json!("soon")).is_err());
-        assert!(read(serde_json::json!(0)).is_err());
+        let read = |value: &str| duration(&Object::new(format!(r#"{{"timeout": {value}}}"#)), "timeout");
+        assert_eq!(read("2.5").ok(), Some(Some(Duration::from_secs_f64(2.5))));
+        assert_eq!(read("null").ok(), Some(None));
+        assert_eq!(read("0.0000001").ok(), Some(Some(Duration::from_millis(1))));
+        assert_eq!(read("1e30").ok(), Some(Some(Duration::from_secs(86_400))));
+        for wrong in ["\"soon\"", "0", "-1", "[]", &format!("1{}", "0".repeat(400))] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_setting_is_an_error_of_its_destination_alone() {
+        let settings = Object::new(r#"{"unknown": 1e400, "concurrency": 3}"#);
+        assert_eq!(concurrency(&settings, 10), 3);
+        assert_eq!(duration(&settings, "timeout").ok(), Some(None));
     }
 }

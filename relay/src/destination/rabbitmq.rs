@@ -5,32 +5,33 @@
 //! | confirmed, and routed to a queue | delivered |
 //! | returned: no queue is bound for the key | failed, "unroutable" (whose return it is: see `returns`) |
 //! | negatively acknowledged (a full queue that rejects) | failed, "nacked" |
-//! | larger than the broker allows; a key longer than AMQP allows | rejected |
+//! | larger than the broker allows; names that AMQP can't carry, or that would mean something else | rejected |
 //! | alarm: the broker takes no messages | unavailable, "blocked" |
 //! | channel closed by the broker: no such exchange, another type, no permission | unavailable, "channel closed"; failed if the name is a template's, for others may work |
-//! | connection refused, lost, login refused, no confirm in time | unavailable |
+//! | no connection, or it is lost, or it does not confirm in time | unable: other relays have connections of their own |
+//!
+//! The broker closes a channel for one message's sake, and takes along what else is under way on it. So only what it is
+//! known to take goes out on the channel that all deliveries share: the first message to an exchange and the largest so far
+//! are tried out, one at a time, on a second one, and so is whatever has to be declared.
 
-use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use lapin::message::BasicReturnMessage;
-use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{Confirmation, ErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use uuid::Uuid;
 
-pub use super::broker::Broker;
-use super::broker::{Link, PAUSE, describe};
-use super::returns::Returns;
+use super::broker::{Broker, describe};
+use super::channel::{Declared, Open, PAUSE, Slot};
+use super::json::Object;
+use super::message::{properties, read_return, too_large, too_many_headers};
 use super::template::Template;
-use super::{ConfigError, Event, Outcome, Spec};
+use super::topology::{Declare, Topology, Undeclared};
+use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
 /// No confirm for this long: the connection is given up.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,50 +39,34 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Publishes under way at once, unless `settings.concurrency` says otherwise.
 const CONCURRENCY: usize = 2000;
 
-/// The broker closes a channel for one event's sake and takes along what else is under way on it. That is published
-/// again on a new channel, at most so many times.
+/// What was under way on a channel that closed for another's sake is published again, at most so many times.
 const MAX_TRIES: usize = 5;
-
-/// Exchanges and queues remembered as declared; templates can yield any number.
-const MAX_DECLARED: usize = 10_000;
-
-const PERSISTENT: u8 = 2;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Declare {
-    Nothing,
-    Exchange,
-    Queue,
-}
 
 pub struct RabbitMq {
     broker: Arc<Broker>,
     exchange: Template,
     routing_key: Template,
-    declare: Declare,
-    exchange_type: String,
-    queue: String,
-    queue_type: String,
+    topology: Topology,
     concurrency: usize,
     timeout: Duration,
-    current: Mutex<Current>,
+    main: Slot,
+    /// For what might close its channel; whoever has it is alone there.
+    trial: Mutex<Trial>,
+    /// The broker has refused a routing key: each is tried out from now on.
+    by_key: AtomicBool,
 }
 
 #[derive(Default)]
-struct Current {
-    open: Option<Arc<Open>>,
-    /// Why no channel could be opened, and when: many deliveries fail together.
+struct Trial {
+    slot: Slot,
+    /// What is wrong with the destination as a whole, and when that was found out: it holds for all who wait.
     failed: Option<(Instant, String)>,
 }
 
-/// A channel in confirm mode.
-struct Open {
-    link: Arc<Link>,
-    channel: Channel,
-    declared: Mutex<HashSet<(String, String)>>,
-    returns: Returns,
-    /// A confirm was given up, and with it perhaps the return of another message: nothing that follows is believed.
-    retired: AtomicBool,
+/// Where a message goes.
+struct Names {
+    exchange: ShortString,
+    key: ShortString,
 }
 
 /// How one try on one channel ended.
@@ -91,35 +76,40 @@ enum Try {
     Again,
 }
 
+/// Why a try came to no end.
+enum Fault {
+    /// The broker closed the channel, or the connection broke.
+    Closed(lapin::Error),
+    /// What was to be declared first.
+    Undeclared(String),
+    NoConfirm,
+    Blocked(String),
+}
+
+impl From<Undeclared> for Fault {
+    fn from(error: Undeclared) -> Self {
+        match error {
+            Undeclared::OnChannel(error) => Fault::Closed(error),
+            Undeclared::Apart(error) => Fault::Undeclared(error),
+        }
+    }
+}
+
 impl RabbitMq {
     /// Connects to nothing yet.
     pub fn build(spec: &Spec, broker: Arc<Broker>) -> Result<Self, ConfigError> {
-        let text =
-            |key: &str, fallback: &str| spec.settings.get(key).and_then(|v| v.as_str()).unwrap_or(fallback).to_owned();
-        let declare = match text("declare", "exchange").as_str() {
-            "none" => Declare::Nothing,
-            "exchange" => Declare::Exchange,
-            "queue" => Declare::Queue,
-            other => {
-                return Err(ConfigError(format!(
-                    "destination {}: settings.declare is none, exchange or queue, not {other:?}",
-                    spec.name
-                )));
-            }
-        };
-        let concurrency =
-            spec.settings.get("concurrency").and_then(|v| v.as_u64()).map_or(CONCURRENCY, |n| n.max(1) as usize);
+        let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
+        let settings = Object::new(spec.settings.as_str());
         Ok(RabbitMq {
+            exchange: Template::parse(spec.exchange.as_deref().unwrap_or("outbox_events")).map_err(of)?,
+            routing_key: Template::parse(spec.routing_key.as_deref().unwrap_or("{event_type}")).map_err(of)?,
+            topology: Topology::parse(spec, &settings, broker.clone()).map_err(of)?,
+            concurrency: concurrency(&settings, CONCURRENCY),
+            timeout: duration(&settings, "timeout").map_err(of)?.unwrap_or(CONFIRM_TIMEOUT),
             broker,
-            exchange: Template::parse(spec.exchange.as_deref().unwrap_or("outbox_events"))?,
-            routing_key: Template::parse(spec.routing_key.as_deref().unwrap_or("{event_type}"))?,
-            declare,
-            exchange_type: text("exchange_type", "topic"),
-            queue: text("queue", &spec.name),
-            queue_type: text("queue_type", "quorum"),
-            concurrency,
-            timeout: super::duration(&spec.settings, "timeout")?.unwrap_or(CONFIRM_TIMEOUT),
-            current: Mutex::default(),
+            main: Slot::default(),
+            trial: Mutex::default(),
+            by_key: AtomicBool::new(false),
         })
     }
 
@@ -127,121 +117,275 @@ impl RabbitMq {
         self.concurrency
     }
 
-    /// Opens a channel if there is none, and declares what does not depend on an event: consumers can bind to it before
-    /// the first event comes.
+    /// Opens a channel if there is none, and declares what no event changes: consumers can start before the first event.
+    /// Without a fixed routing key the queue is there and bound to nothing yet.
     pub async fn prepare(&self) -> Result<(), String> {
-        let open = self.open().await?;
-        let (Some(exchange), Some(routing_key)) = (self.exchange.fixed(), self.fixed_key()) else { return Ok(()) };
-        let declaring = timeout(self.timeout, self.declare(&open, &exchange, &routing_key));
-        match open.link.unless_blocked(declaring).await? {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                self.forget(&open).await;
-                Err(format!("channel closed by RabbitMQ: {}", describe(&error)))
-            }
-            Err(_) => Err(self.no_confirm(&open).await),
+        let open = self.main.open(&self.broker, self.timeout).await.map_err(|why| why.text())?;
+        let Some(needed) = self.fixed_needs()? else { return Ok(()) };
+        if needed.iter().all(|what| open.known.is_declared(what)) {
+            return Ok(());
+        }
+        let trial = self.trial.lock().await;
+        let trial = &trial.slot;
+        let apart = trial.open(&self.broker, self.timeout).await.map_err(|why| why.text())?;
+        let declaring = self.topology.declare(&apart.channel, &open.known, needed);
+        match self.bounded(&apart, declaring).await {
+            Ok(()) => Ok(()),
+            Err(fault) => Err(self.text(&apart, trial, fault).await),
         }
     }
 
-    /// The routing key, if it takes part in what is declared and no event changes it.
-    fn fixed_key(&self) -> Option<String> {
-        if self.declare == Declare::Queue { self.routing_key.fixed() } else { Some(String::new()) }
+    /// What no event changes; none if that is nothing.
+    fn fixed_needs(&self) -> Result<Option<Vec<Declared>>, String> {
+        let Some(exchange) = self.exchange.fixed() else { return Ok(None) };
+        let key = self.routing_key.fixed();
+        let key =
+            key.map(|key| ShortString::try_new(key).map_err(|error| format!("routing key: {error}"))).transpose()?;
+        Ok(Some(self.topology.needs(&exchange, key.as_ref())))
+    }
+
+    /// Whether exchange and queue are as `run` would make them. What is missing is made by `run`, unless `settings.declare`
+    /// leaves it to others.
+    pub async fn check(&self) -> Result<(), String> {
+        let needed = match (self.topology.declare, self.exchange.fixed()) {
+            (Declare::Nothing, Some(exchange)) if !exchange.is_empty() => vec![Declared::Exchange(exchange)],
+            (Declare::Nothing, _) => Vec::new(),
+            _ => self.fixed_needs()?.unwrap_or_default(),
+        };
+        let trial = self.trial.lock().await;
+        let trial = &trial.slot;
+        for what in &needed {
+            let open = trial.open(&self.broker, self.timeout).await.map_err(|why| why.text())?;
+            match self.bounded(&open, self.topology.exists(&open.channel, what)).await {
+                Ok(()) if self.topology.declare == Declare::Nothing => continue,
+                Ok(()) => {}
+                Err(fault) => {
+                    let text = self.text(&open, trial, fault).await;
+                    if text.contains("NOT_FOUND") && self.topology.declare != Declare::Nothing {
+                        continue;
+                    }
+                    return Err(text);
+                }
+            }
+            if let Err(fault) = self.bounded(&open, self.topology.agrees(&open.channel, what)).await {
+                return Err(self.text(&open, trial, fault).await);
+            }
+        }
+        trial.open(&self.broker, self.timeout).await.map(|_| ()).map_err(|why| why.text())
+    }
+
+    /// The names for this event, or its end: they can't be carried, or would mean something else.
+    fn names(&self, event: &Event) -> Result<Names, Outcome> {
+        let rejected = |error| Outcome::Rejected { error };
+        let exchange = self.exchange.render(event).map_err(rejected)?;
+        let key = self.routing_key.render(event).map_err(rejected)?;
+        if exchange.is_empty() && self.exchange.varies() {
+            return Err(rejected(
+                "the exchange's template yields nothing, which is RabbitMQ's default exchange".into(),
+            ));
+        }
+        let binds = self.topology.declare == Declare::Queue;
+        if binds && exchange.is_empty() && key.is_empty() {
+            return Err(rejected("the routing key's template yields nothing, which is no name of a queue".into()));
+        }
+        if binds && !exchange.is_empty() && self.topology.binds_by_pattern() && self.routing_key.is_pattern_by(&key) {
+            return Err(rejected(format!(
+                "routing key {key:?} holds a wildcard from the event: the queue would be bound to other events' keys"
+            )));
+        }
+        let short = |text| ShortString::try_new(text).map_err(|error| rejected(error.to_string()));
+        Ok(Names { exchange: short(exchange)?, key: short(key)? })
     }
 
     pub async fn deliver(&self, event: &Event, attempt: u32) -> Outcome {
-        let (exchange, routing_key) = match (self.exchange.render(event), self.routing_key.render(event)) {
-            (Ok(exchange), Ok(routing_key)) => (exchange, routing_key),
-            (Err(error), _) | (_, Err(error)) => return Outcome::Rejected { error },
+        let names = match self.names(event) {
+            Ok(names) => names,
+            Err(outcome) => return outcome,
         };
         let mut closed = String::new();
         for _ in 0..MAX_TRIES {
-            let open = match self.open().await {
+            let open = match self.main.open(&self.broker, self.timeout).await {
                 Ok(open) => open,
-                Err(error) => return unavailable(error),
+                Err(why) => return why.into(),
             };
             if let Some(outcome) = too_many_headers(&open, event) {
                 return outcome;
             }
-            let publishing = pin!(timeout(self.timeout, self.publish(&open, &exchange, &routing_key, event, attempt)));
-            match open.link.unless_blocked(publishing).await {
-                Ok(Ok(Ok(Try::Over(outcome)))) => return outcome,
-                Ok(Ok(Ok(Try::Again))) => closed = "the channel was given up".into(),
-                Ok(Ok(Err(error))) => {
-                    self.forget(&open).await;
+            if !self.is_known(&open, &names, event) {
+                if let Some(outcome) = Box::pin(self.try_out(&open, &names, event, attempt)).await {
+                    return outcome;
+                }
+            }
+            match self.bounded(&open, self.publish(&open, &names, event, attempt)).await {
+                Ok(Try::Over(outcome)) => return outcome,
+                Ok(Try::Again) => closed = "the channel was given up".into(),
+                Err(Fault::Closed(error)) if open.link.connection.status().connected() => {
+                    self.main.forget(&open).await;
                     closed = format!("channel closed by RabbitMQ: {}", describe(&error));
-                    if !open.link.connection.status().connected() {
-                        return unavailable(format!("connection to RabbitMQ lost: {}", describe(&error)));
-                    }
-                    if let Some(outcome) = self.blame(&error, &exchange, &routing_key, event) {
+                    if let Some(outcome) = self.blame(&error, &names, event) {
                         return outcome;
                     }
                 }
-                Ok(Err(_)) => return unavailable(self.no_confirm(&open).await),
-                Err(blocked) => {
-                    open.retired.store(true, Ordering::SeqCst);
-                    return unavailable(blocked);
-                }
+                Err(fault) => return self.lost(&open, &self.main, fault).await,
             }
         }
-        // Others may work where the names are a template's.
-        if self.exchange.varies() || self.routing_key.varies() { failed(closed) } else { unavailable(closed) }
+        self.closed(closed)
     }
 
-    /// The broker does not answer: the connection is given up.
-    async fn no_confirm(&self, open: &Arc<Open>) -> String {
-        open.retired.store(true, Ordering::SeqCst);
-        self.broker.abandon(&open.link).await;
-        self.forget(open).await;
-        format!("no confirm from RabbitMQ within {} s", self.timeout.as_secs_f32())
+    /// Whether the broker has everything for this message and has taken such a one before.
+    fn is_known(&self, open: &Open, names: &Names, event: &Event) -> bool {
+        let by_key = self.by_key.load(Ordering::Relaxed);
+        open.known.is_taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key)
+            && self.topology.is_ready(&open.known, names.exchange.as_str(), &names.key)
+    }
+
+    /// Tries it out alone. None: meanwhile another has shown that all is well.
+    async fn try_out(&self, open: &Open, names: &Names, event: &Event, attempt: u32) -> Option<Outcome> {
+        let mut trial = self.trial.lock().await;
+        if self.is_known(open, names, event) {
+            return None;
+        }
+        if let Some((_, error)) = trial.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
+            return Some(Outcome::Unavailable { error: error.clone() });
+        }
+        let outcome = self.publish_apart(&trial.slot, open, names, event, attempt).await;
+        trial.failed = match &outcome {
+            Outcome::Unavailable { error } => Some((Instant::now(), error.clone())),
+            _ => None,
+        };
+        Some(outcome)
+    }
+
+    /// Publishes on the channel that closes for nobody else's sake.
+    async fn publish_apart(&self, trial: &Slot, open: &Open, names: &Names, event: &Event, attempt: u32) -> Outcome {
+        let apart = match trial.open(&self.broker, self.timeout).await {
+            Ok(apart) => apart,
+            Err(why) => return why.into(),
+        };
+        let trying = async {
+            let needed = self.topology.needs(names.exchange.as_str(), Some(&names.key));
+            self.topology.declare(&apart.channel, &open.known, needed).await?;
+            self.publish(&apart, names, event, attempt).await
+        };
+        match self.bounded(&apart, trying).await {
+            Ok(Try::Over(outcome)) => {
+                let by_key = self.by_key.load(Ordering::Relaxed);
+                open.known.taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key);
+                if matches!(outcome, Outcome::Failed { .. }) {
+                    self.doubt(open, names);
+                }
+                outcome
+            }
+            Ok(Try::Again) => self.closed("the channel was given up".into()),
+            Err(Fault::Closed(error)) if apart.link.connection.status().connected() => {
+                trial.forget(&apart).await;
+                let text = format!("channel closed by RabbitMQ: {}", describe(&error));
+                self.blame(&error, names, event).unwrap_or_else(|| self.closed(text))
+            }
+            Err(fault) => self.lost(&apart, trial, fault).await,
+        }
+    }
+
+    /// A queue or binding that was declared may have been deleted since.
+    fn doubt(&self, open: &Open, names: &Names) {
+        open.known.doubt_declared(&self.topology.needs(names.exchange.as_str(), Some(&names.key)));
+    }
+
+    /// Works on a channel until it ends, the broker blocks publishers, or the time is over.
+    async fn bounded<T, E: Into<Fault>>(
+        &self,
+        open: &Open,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Fault> {
+        let work = pin!(timeout(self.timeout, work));
+        match open.link.unless_blocked(work).await {
+            Ok(Ok(done)) => done.map_err(Into::into),
+            Ok(Err(_)) => Err(Fault::NoConfirm),
+            Err(reason) => Err(Fault::Blocked(reason)),
+        }
+    }
+
+    /// The outcome when the channel, or the whole connection, is of no use any more.
+    async fn lost(&self, open: &Arc<Open>, slot: &Slot, fault: Fault) -> Outcome {
+        let of_destination = match &fault {
+            Fault::Blocked(_) | Fault::Undeclared(_) => true,
+            Fault::Closed(_) => open.link.connection.status().connected(),
+            Fault::NoConfirm => false,
+        };
+        let error = self.text(open, slot, fault).await;
+        if of_destination { Outcome::Unavailable { error } } else { Outcome::Unable { error } }
+    }
+
+    /// What happened, for an operator; gives up what is of no use any more.
+    async fn text(&self, open: &Arc<Open>, slot: &Slot, fault: Fault) -> String {
+        match fault {
+            Fault::Undeclared(text) => text,
+            Fault::Blocked(reason) => {
+                open.retired.store(true, Ordering::SeqCst);
+                reason
+            }
+            Fault::NoConfirm => {
+                open.retired.store(true, Ordering::SeqCst);
+                self.broker.abandon(&open.link);
+                slot.forget(open).await;
+                format!("no confirm from RabbitMQ within {} s", self.timeout.as_secs_f32())
+            }
+            Fault::Closed(error) => {
+                slot.forget(open).await;
+                if open.link.connection.status().connected() {
+                    return format!("channel closed by RabbitMQ: {}", describe(&error));
+                }
+                self.broker.abandon(&open.link);
+                format!("connection to RabbitMQ lost: {}", describe(&error))
+            }
+        }
+    }
+
+    /// What becomes of an event whose channel closed: others may work where the names are a template's.
+    fn closed(&self, error: String) -> Outcome {
+        match self.exchange.varies() || self.routing_key.varies() {
+            true => failed(error),
+            false => Outcome::Unavailable { error },
+        }
     }
 
     /// What becomes of the event if it was the one for which the broker closed the channel; none if it was another.
-    fn blame(&self, error: &lapin::Error, exchange: &str, routing_key: &str, event: &Event) -> Option<Outcome> {
+    fn blame(&self, error: &lapin::Error, names: &Names, event: &Event) -> Option<Outcome> {
         let ErrorKind::ProtocolError(_) = error.kind() else { return None };
         let text = describe(error);
         if too_large(&text, event.event_data.len()) {
             return Some(Outcome::Rejected { error: format!("too large for RabbitMQ: {text}") });
         }
-        let (queue, queue_varies) = self.queue_for(exchange, routing_key);
+        let exchange = names.exchange.as_str();
+        let queue = self.topology.queue_for(exchange, &names.key);
+        let queue_varies = exchange.is_empty() && self.routing_key.varies();
         // "access to topic 'k' in exchange 'x'": the first that is named is the one it is about.
         let subjects = [
-            ("topic", routing_key, self.routing_key.varies()),
-            ("queue", queue, queue_varies),
+            ("topic", names.key.as_str(), self.routing_key.varies()),
+            ("queue", queue.as_str(), queue_varies),
             ("exchange", exchange, self.exchange.varies()),
         ];
         let (kind, name, varies) = subjects.into_iter().find(|(kind, ..)| text.contains(&format!("{kind} '")))?;
+        if kind == "topic" {
+            self.by_key.store(true, Ordering::Relaxed);
+        }
         if !text.contains(&format!("{kind} '{name}'")) {
             return None;
         }
         let error = format!("channel closed by RabbitMQ: {text}");
-        Some(if varies { failed(error) } else { unavailable(error) })
+        Some(if varies { failed(error) } else { Outcome::Unavailable { error } })
     }
 
-    /// The queue that `settings.declare` means, and whether it depends on the event. On the default exchange a message
-    /// goes to the queue that its routing key names.
-    fn queue_for<'a>(&'a self, exchange: &str, routing_key: &'a str) -> (&'a str, bool) {
-        match exchange.is_empty() {
-            true => (routing_key, self.routing_key.varies()),
-            false => (&self.queue, false),
-        }
-    }
-
-    async fn publish(
-        &self,
-        open: &Open,
-        exchange: &str,
-        routing_key: &str,
-        event: &Event,
-        attempt: u32,
-    ) -> lapin::Result<Try> {
-        self.declare(open, exchange, routing_key).await?;
+    async fn publish(&self, open: &Open, names: &Names, event: &Event, attempt: u32) -> Result<Try, Fault> {
         let published = open.returns.published(event.event_id);
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let body = event.event_data.as_bytes();
-        let confirm =
-            open.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties(event, attempt));
-        let confirmation = confirm.await?.await?;
-        let (acknowledged, carried) = match confirmation {
+        let (exchange, key) = (names.exchange.clone(), names.key.clone());
+        let confirm = open
+            .channel
+            .basic_publish(exchange, key, options, &event.event_data, properties(event, attempt))
+            .await
+            .map_err(Fault::Closed)?;
+        let (acknowledged, carried) = match confirm.await.map_err(Fault::Closed)? {
             Confirmation::Ack(carried) => (true, carried),
             Confirmation::Nack(carried) => (false, carried),
             Confirmation::NotRequested => {
@@ -249,214 +393,24 @@ impl RabbitMq {
             }
         };
         let returned = published.confirmed(carried.map(|message| read_return(&message))).await;
+        let (exchange, key) = (names.exchange.as_str(), names.key.as_str());
         Ok(if let Some(why) = returned {
-            // A queue that was declared may have been deleted since.
-            open.declared.lock().await.remove(&self.declared_key(exchange, routing_key));
+            self.doubt(open, names);
             Try::Over(failed(format!(
-                "unroutable: no queue is bound to exchange {exchange:?} for routing key {routing_key:?} ({why})"
+                "unroutable: no queue is bound to exchange {exchange:?} for routing key {key:?} ({why})"
             )))
         } else if !acknowledged {
             Try::Over(failed(format!(
-                "nacked by RabbitMQ: a queue for routing key {routing_key:?} rejects messages, it may be full"
+                "nacked by RabbitMQ: a queue for routing key {key:?} rejects messages, it may be full"
             )))
-        } else if open.retired.load(Ordering::SeqCst) {
+        } else if open.is_retired() {
             Try::Again
         } else {
             Try::Over(Outcome::Delivered)
         })
     }
-
-    /// The channel, made anew after it was closed or given up. The error says why there is none.
-    async fn open(&self) -> Result<Arc<Open>, String> {
-        let mut current = self.current.lock().await;
-        let alive = |open: &Arc<Open>| open.channel.status().connected() && open.link.connection.status().connected();
-        let kept = current.open.take().filter(alive);
-        if let Some(open) = kept.as_ref().filter(|open| !open.retired.load(Ordering::SeqCst)) {
-            current.open = kept.clone();
-            return open.link.unless_blocked(std::future::ready(open.clone())).await;
-        }
-        // Thousands of deliveries are under way at a time: what is rare takes no room in each of them.
-        Box::pin(self.reopen(&mut current, kept)).await
-    }
-
-    async fn reopen(&self, current: &mut Current, kept: Option<Arc<Open>>) -> Result<Arc<Open>, String> {
-        if let Some((_, error)) = current.failed.clone().filter(|(at, _)| at.elapsed() < PAUSE) {
-            current.open = kept;
-            return Err(error);
-        }
-        let link = self.broker.link().await?;
-        let opening = timeout(self.timeout, open_channel(&link, kept.as_deref()));
-        let opened = link.unless_blocked(opening).await.and_then(|opened| match opened {
-            Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(format!("RabbitMQ opens no channel: {}", describe(&error))),
-            Err(_) => Err(format!("RabbitMQ opens no channel within {} s", self.timeout.as_secs_f32())),
-        });
-        match opened {
-            Ok(channel) => {
-                let open = Arc::new(Open {
-                    link,
-                    channel,
-                    declared: Mutex::default(),
-                    returns: Returns::default(),
-                    retired: AtomicBool::new(false),
-                });
-                *current = Current { open: Some(open.clone()), failed: None };
-                Ok(open)
-            }
-            Err(error) => {
-                *current = Current { open: kept, failed: Some((Instant::now(), error.clone())) };
-                Err(error)
-            }
-        }
-    }
-
-    async fn forget(&self, open: &Arc<Open>) {
-        let mut current = self.current.lock().await;
-        if current.open.as_ref().is_some_and(|c| Arc::ptr_eq(c, open)) {
-            current.open = None;
-        }
-    }
-
-    fn declared_key(&self, exchange: &str, routing_key: &str) -> (String, String) {
-        let by_key = self.declare == Declare::Queue;
-        (exchange.to_owned(), if by_key { routing_key.to_owned() } else { String::new() })
-    }
-
-    /// Declares what `settings.declare` asks for, once a channel. The default exchange is always there.
-    async fn declare(&self, open: &Open, exchange: &str, routing_key: &str) -> lapin::Result<()> {
-        if self.declare == Declare::Nothing || (self.declare == Declare::Exchange && exchange.is_empty()) {
-            return Ok(());
-        }
-        let key = self.declared_key(exchange, routing_key);
-        let mut declared = open.declared.lock().await;
-        if declared.contains(&key) {
-            return Ok(());
-        }
-        Box::pin(self.declare_all(open, exchange, routing_key)).await?;
-        if declared.len() < MAX_DECLARED {
-            declared.insert(key);
-        }
-        Ok(())
-    }
-
-    async fn declare_all(&self, open: &Open, exchange: &str, routing_key: &str) -> lapin::Result<()> {
-        if !exchange.is_empty() {
-            let kind = ExchangeKind::Custom(self.exchange_type.clone());
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            open.channel.exchange_declare(exchange.into(), kind, options, FieldTable::default()).await?;
-        }
-        if self.declare == Declare::Queue {
-            self.declare_queue(open, exchange, routing_key).await?;
-        }
-        Ok(())
-    }
-
-    async fn declare_queue(&self, open: &Open, exchange: &str, routing_key: &str) -> lapin::Result<()> {
-        let (queue, _) = self.queue_for(exchange, routing_key);
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString(self.queue_type.clone().into()));
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        open.channel.queue_declare(queue.into(), options, arguments).await?;
-        if !exchange.is_empty() {
-            open.channel
-                .queue_bind(
-                    queue.into(),
-                    exchange.into(),
-                    routing_key.into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await?;
-        }
-        Ok(())
-    }
-}
-
-/// "message size 200 is larger than configured max size 100"; others in flight on the channel are not to blame.
-fn too_large(text: &str, bytes: usize) -> bool {
-    let limit =
-        text.rsplit("max size ").next().and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
-    text.contains("larger than configured max size") && limit.is_some_and(|limit: usize| bytes > limit)
-}
-
-/// What is left of the channel before goes first: its messages keep their place before those of the new one.
-async fn open_channel(link: &Link, before: Option<&Open>) -> lapin::Result<Channel> {
-    if let Some(before) = before {
-        before.channel.close(200, "OK".into()).await?;
-    }
-    let channel = link.connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
-}
-
-/// Whose return it is, and why.
-fn read_return(message: &BasicReturnMessage) -> (Uuid, String) {
-    let id = message.delivery.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
-    (id.unwrap_or_default(), format!("{} {}", message.reply_code, message.reply_text))
-}
-
-/// AMQP sends a message's properties in one frame; a larger one would close the connection for all.
-fn too_many_headers(open: &Open, event: &Event) -> Option<Outcome> {
-    let bytes: usize = headers(event).map(|(key, text)| key.len() + text.len() + 6).sum();
-    let limit = match open.link.connection.configuration().frame_max() {
-        0 => return None,
-        limit => (limit as usize).saturating_sub(2048),
-    };
-    (bytes > limit).then(|| Outcome::Rejected {
-        error: format!("too large for RabbitMQ: headers of {bytes} bytes, where a frame holds {limit}"),
-    })
 }
 
 fn failed(error: String) -> Outcome {
     Outcome::Failed { error, retry_in: None }
-}
-
-fn unavailable(error: String) -> Outcome {
-    Outcome::Unavailable { error, retry_in: None }
-}
-
-/// Those that the event has.
-fn headers(event: &Event) -> impl Iterator<Item = (&'static str, &str)> {
-    let of_metadata = |key| event.metadata.get(key).and_then(|v| v.as_str());
-    [
-        ("event_version", Some(event.event_version.as_str())),
-        ("aggregate_type", event.aggregate_type.as_deref()),
-        ("aggregate_id", event.aggregate_id.as_deref()),
-        ("tenant_id", event.tenant_id.as_deref()),
-        ("traceparent", of_metadata("traceparent")),
-        ("tracestate", of_metadata("tracestate")),
-    ]
-    .into_iter()
-    .filter_map(|(key, text)| Some((key, text?)))
-}
-
-fn properties(event: &Event, attempt: u32) -> BasicProperties {
-    let mut table = FieldTable::default();
-    for (key, text) in headers(event) {
-        table.insert(ShortString::from(key), AMQPValue::LongString(text.into()));
-    }
-    table.insert("attempt".into(), AMQPValue::LongInt(i32::try_from(attempt).unwrap_or(i32::MAX)));
-    let seconds = event.created_at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let properties = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_content_type("application/json".into())
-        .with_message_id(event.event_id.to_string().into())
-        .with_timestamp(seconds)
-        .with_app_id("pg_outbox".into())
-        .with_headers(table);
-    // A type that AMQP's short string can't hold stays out; the routing key would refuse it anyway.
-    if event.event_type.len() <= 255 { properties.with_type(event.event_type.as_str().into()) } else { properties }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_message_that_is_too_large_is_rejected() {
-        let text = "406 PRECONDITION_FAILED - message size 200 is larger than configured max size 100";
-        assert!(too_large(text, 200));
-        assert!(!too_large(text, 100));
-        assert!(!too_large("406 PRECONDITION_FAILED - inequivalent arg 'type'", 200));
-    }
 }

@@ -55,6 +55,18 @@ impl Template {
         self.0.iter().map(text).collect()
     }
 
+    /// How many words of a binding key stand for any other.
+    fn wildcards(text: &str) -> usize {
+        text.split('.').filter(|word| matches!(*word, "#" | "*")).count()
+    }
+
+    /// Whether a value of the event, and not the template itself, makes this rendered text match more than itself when a
+    /// topic exchange takes it for a binding.
+    pub fn is_pattern_by(&self, rendered: &str) -> bool {
+        let own: String = self.0.iter().map(|part| if let Part::Text(text) = part { text } else { "x" }).collect();
+        Self::wildcards(rendered) > Self::wildcards(&own)
+    }
+
     /// The text for this event; an error if it is longer than AMQP allows.
     pub fn render(&self, event: &Event) -> Result<String, String> {
         let text: String = self.0.iter().map(|part| value(part, event)).collect();
@@ -82,13 +94,7 @@ fn value<'a>(part: &'a Part, event: &'a Event) -> Cow<'a, str> {
         Part::AggregateType => event.aggregate_type.as_deref(),
         Part::AggregateId => event.aggregate_id.as_deref(),
         Part::TenantId => event.tenant_id.as_deref(),
-        Part::Metadata(key) => {
-            return match event.metadata.get(key) {
-                None | Some(serde_json::Value::Null) => Cow::Borrowed(""),
-                Some(serde_json::Value::String(text)) => Cow::Borrowed(text),
-                Some(other) => Cow::Owned(other.to_string()),
-            };
-        }
+        Part::Metadata(key) => return event.metadata.shown(key).unwrap_or_default(),
     };
     Cow::Borrowed(text.unwrap_or_default())
 }
@@ -96,16 +102,24 @@ fn value<'a>(part: &'a Part, event: &'a Event) -> Cow<'a, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::destination::sample_event;
+    use crate::destination::{json::Object, sample_event};
 
     #[test]
     fn every_placeholder_is_replaced() {
         let mut event = sample_event();
-        event.metadata = serde_json::json!({"region": "eu", "shard": 7});
+        event.metadata = Object::new(r#"{"region": "eu", "shard": 7.50}"#);
         let all = Template::parse(
             "{event_type}/{aggregate_type}.{aggregate_id}-{tenant_id}{metadata.region}{metadata.shard}{metadata.none}!",
         );
-        assert_eq!(all.expect("valid").render(&event).expect("short"), "contact.created/contact.42-eu7!");
+        assert_eq!(all.expect("valid").render(&event).expect("short"), "contact.created/contact.42-eu7.50!");
+    }
+
+    #[test]
+    fn only_values_of_events_can_make_a_key_a_pattern() {
+        let by_tenant = Template::parse("{tenant_id}.events").expect("valid");
+        assert!(by_tenant.is_pattern_by("#.events") && by_tenant.is_pattern_by("a.*.events"));
+        assert!(!by_tenant.is_pattern_by("a#.events") && !by_tenant.is_pattern_by("acme.events"));
+        assert!(!Template::parse("{tenant_id}.#").expect("valid").is_pattern_by("acme.#"));
     }
 
     #[test]
