@@ -367,7 +367,7 @@ impl Lane {
 
     /// While it is not known how the broker is, nothing of its destinations is touched.
     fn may_be_tried(&self, broker: &Standing) -> bool {
-        !self.retired && !(self.is_rabbitmq() && *broker == Standing::Connecting)
+        !(self.retired || self.is_rabbitmq() && *broker == Standing::Connecting)
     }
 
     fn pause(&mut self, now: Instant, at_least: Option<Duration>, error: &str, what: &str) {
