@@ -82,7 +82,7 @@ BEGIN
                   OR (v_what <> 'unable' AND outbox._is_given_up(v_row.kind, v_row.settings, v_row.owed_since));
         v_next := CASE WHEN v_dead THEN NULL
                        WHEN v_what <> 'failed' THEN clock_timestamp()
-                       ELSE clock_timestamp() + least(interval '10 years',
+                       ELSE clock_timestamp() + least(interval '366 days',
                                 coalesce(v_retry_in, outbox._retry_in(v_row.kind, v_row.settings, v_attempts))) END;
         UPDATE outbox.delivery d
            SET status = CASE WHEN v_dead THEN 'failed' ELSE 'pending' END, attempts = v_attempts,

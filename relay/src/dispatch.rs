@@ -166,17 +166,23 @@ impl Dispatcher {
             Ask::Wait { until } => {
                 self.look_again = [self.look_again, until].into_iter().flatten().min();
             }
-            Ask::Claim { count: asked, names } => {
-                let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
-                let bytes = self.tuning.max_bytes_in_flight;
-                (self.more, self.claiming, self.turn) = (false, true, !self.turn);
-                self.metrics.claims.inc();
-                self.query(async move {
-                    let events = store.claim(asked, &names, lease, bytes).await?;
-                    Ok(Answer::Claimed(Batch { asked, names, events, at }))
-                });
+            Ask::Claim { count, names } => {
+                (self.more, self.turn) = (false, !self.turn);
+                self.claim_for(count, names);
             }
+            Ask::Try { name } => self.claim_for(1, vec![name]),
         }
+    }
+
+    fn claim_for(&mut self, asked: usize, names: Vec<String>) {
+        let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
+        let bytes = self.tuning.max_bytes_in_flight;
+        self.claiming = true;
+        self.metrics.claims.inc();
+        self.query(async move {
+            let events = store.claim(asked, &names, lease, bytes).await?;
+            Ok(Answer::Claimed(Batch { asked, names, events, at }))
+        });
     }
 
     fn settle(&mut self) {

@@ -38,6 +38,8 @@ pub struct Lanes {
     networks: u64,
     /// What the database is to be told: destinations, and why this relay can't serve them.
     reports: Vec<(Vec<String>, String)>,
+    /// The last claim could be a try.
+    tried: bool,
 }
 
 struct Lane {
@@ -56,8 +58,17 @@ struct Lane {
 
 /// What a claim asks for.
 pub enum Ask {
-    Claim { count: usize, names: Vec<String> },
-    Wait { until: Option<Instant> },
+    Claim {
+        count: usize,
+        names: Vec<String>,
+    },
+    /// One event for this one, which could not be served; the others are still to be asked for.
+    Try {
+        name: String,
+    },
+    Wait {
+        until: Option<Instant>,
+    },
 }
 
 impl Lanes {
@@ -73,6 +84,7 @@ impl Lanes {
             broker: Standing::Connecting,
             networks,
             reports: Vec::new(),
+            tried: false,
         }
     }
 
@@ -135,12 +147,12 @@ impl Lanes {
         let down = self.broker.reason().map(str::to_owned);
         let lane = &mut self.lanes[at];
         let why = lane.broken.clone().or_else(|| down.filter(|_| lane.is_rabbitmq()));
-        lane.pause = why.as_ref().map(|_| Pause::new(Instant::now()));
+        let before = std::mem::replace(&mut lane.pause, why.as_ref().map(|_| Pause::new(Instant::now())));
+        if before.is_some() || why.is_some() {
+            self.metrics.unable(&lane.name, why.is_some());
+        }
         if let Some(why) = why {
-            self.metrics.unable(&self.lanes[at].name, true);
-            self.reports.push((vec![self.lanes[at].name.to_string()], why));
-        } else {
-            self.metrics.unable(&self.lanes[at].name, false);
+            self.reports.push((vec![lane.name.to_string()], why));
         }
     }
 
@@ -166,9 +178,10 @@ impl Lanes {
                 Vec::new()
             }
             None if self.broker == Standing::Up => {
-                for lane in self.lanes.iter_mut().filter(of_broker) {
-                    self.metrics.unable(&lane.name, lane.broken.is_some());
-                    lane.pause = lane.pause.take().filter(|_| lane.broken.is_some());
+                for lane in self.lanes.iter_mut().filter(of_broker).filter(|lane| lane.broken.is_none()) {
+                    if lane.pause.take().is_some() {
+                        self.metrics.unable(&lane.name, false);
+                    }
                 }
                 names
             }
@@ -195,11 +208,24 @@ impl Lanes {
             .min()
     }
 
-    /// What the next claim asks for.
+    /// What the next claim asks for. Tries and claims for all others take turns.
     pub fn ask(&mut self, batch: usize, average: usize, turn: bool, now: Instant) -> Ask {
-        if let Some(name) = self.probe(now) {
-            return Ask::Claim { count: 1, names: vec![name] };
+        self.tried = !self.tried;
+        if self.tried
+            && let Some(name) = self.probe(now)
+        {
+            return Ask::Try { name };
         }
+        match self.ask_for_all(batch, average, turn, now) {
+            Ask::Wait { until } => match self.probe(now) {
+                Some(name) => Ask::Try { name },
+                None => Ask::Wait { until },
+            },
+            claim => claim,
+        }
+    }
+
+    fn ask_for_all(&mut self, batch: usize, average: usize, turn: bool, now: Instant) -> Ask {
         let broker = &self.broker;
         let (names, mut windows): (Vec<&Arc<str>>, Vec<&mut Window>) = self
             .lanes
@@ -341,7 +367,7 @@ impl Lane {
 
     /// While it is not known how the broker is, nothing of its destinations is touched.
     fn may_be_tried(&self, broker: &Standing) -> bool {
-        !self.retired && !(self.is_rabbitmq() && *broker == Standing::Connecting)
+        !(self.retired || self.is_rabbitmq() && *broker == Standing::Connecting)
     }
 
     fn pause(&mut self, now: Instant, at_least: Option<Duration>, error: &str, what: &str) {

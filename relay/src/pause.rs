@@ -7,8 +7,10 @@ use crate::backoff::Backoff;
 const SHORTEST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// A try that finds nothing to do is not repeated for this long, however many events others get.
+/// A try that finds nothing to do is not repeated for this long, and for twice as long each time, however many events
+/// others get.
 const REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// The database's own moment, which is set later, should have come.
 const SLACK: Duration = Duration::from_millis(20);
@@ -18,13 +20,14 @@ pub struct Pause {
     backoff: Option<Backoff>,
     /// Something may be owed to it: only then it is tried.
     owed: bool,
+    rest: Duration,
     error: Option<String>,
 }
 
 impl Pause {
     /// May be tried once at once: for what is owed to it says why it is not delivered.
     pub fn new(now: Instant) -> Self {
-        Pause { until: now, backoff: Backoff::new(SHORTEST, LONGEST), owed: true, error: None }
+        Pause { until: now, backoff: Backoff::new(SHORTEST, LONGEST), owed: true, rest: REST, error: None }
     }
 
     pub fn something_is_owed(&mut self) {
@@ -43,7 +46,8 @@ impl Pause {
     /// One event is asked for. Should there be none, the next try waits for news.
     pub fn tried(&mut self, now: Instant) {
         self.owed = false;
-        self.until = now + REST;
+        self.until = now + self.rest;
+        self.rest = (self.rest * 2).min(LONGEST_REST);
     }
 
     /// It failed again: the next try is later, and after `at_least`. Whether that is news to an operator.
@@ -51,7 +55,7 @@ impl Pause {
         let wait = self.backoff.as_mut().map_or(LONGEST, |backoff| backoff.next().max(SHORTEST / 2));
         let at_least = if at_least.is_zero() { at_least } else { at_least + SLACK };
         self.until = now + wait.max(at_least);
-        self.owed = true;
+        (self.owed, self.rest) = (true, REST);
         let news = self.error.as_deref() != Some(error);
         self.error = Some(error.to_owned());
         news
@@ -71,6 +75,9 @@ mod tests {
         assert_eq!(pause.due(), None, "nothing came");
         pause.something_is_owed();
         assert!(!pause.is_due(now) && pause.is_due(now + REST));
+        pause.tried(now);
+        pause.something_is_owed();
+        assert!(!pause.is_due(now + REST) && pause.is_due(now + REST * 2), "nothing came again");
         assert!(pause.failed(now, Duration::ZERO, "no files"));
         assert!(!pause.failed(now, Duration::ZERO, "no files"), "told already");
         assert!(pause.due().is_some_and(|at| at > now && at <= now + LONGEST));

@@ -341,7 +341,9 @@ async fn what_the_receiver_refuses_is_tried_again_and_then_a_dead_letter() -> Re
         (3, "422 Unprocessable Entity: third"),
     ] {
         site.until(&format!("SELECT attempts = {attempts} AND last_error = '{error}' FROM outbox.deliveries")).await?;
-        site.execute("UPDATE outbox.delivery SET next_attempt_at = now(); SELECT outbox.resume('hook')").await?;
+        // In two transactions: claims lock in another order.
+        site.execute("UPDATE outbox.delivery SET next_attempt_at = now()").await?;
+        site.execute("SELECT outbox.resume('hook')").await?;
     }
     site.until("SELECT status = 'failed' AND retry_count = 4 FROM outbox_events").await?;
     let error: String = site.session.one("SELECT last_error FROM outbox_events").await?;

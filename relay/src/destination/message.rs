@@ -18,7 +18,7 @@ fn headers(event: &Event) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> 
     let borrowed = |text: &'_ Option<String>| text.as_deref().map(|text| Cow::Owned(text.to_owned()));
     [
         ("event_version", Some(Cow::Borrowed(event.event_version.as_str()))),
-        ("event_type", (!fits(&event.event_type)).then(|| Cow::Borrowed(event.event_type.as_str()))),
+        ("event_type", (!fits(&event.event_type)).then_some(Cow::Borrowed(event.event_type.as_str()))),
         ("aggregate_type", borrowed(&event.aggregate_type)),
         ("aggregate_id", borrowed(&event.aggregate_id)),
         ("tenant_id", borrowed(&event.tenant_id)),

@@ -211,10 +211,10 @@ impl RabbitMq {
             if let Some(outcome) = too_many_headers(&open, event) {
                 return outcome;
             }
-            if !self.is_known(&open, &names, event) {
-                if let Some(outcome) = Box::pin(self.try_out(&open, &names, event, attempt)).await {
-                    return outcome;
-                }
+            if !self.is_known(&open, &names, event)
+                && let Some(outcome) = Box::pin(self.try_out(&open, &names, event, attempt)).await
+            {
+                return outcome;
             }
             match self.bounded(&open, self.publish(&open, &names, event, attempt)).await {
                 Ok(Try::Over(outcome)) => return outcome,
