@@ -4,6 +4,7 @@
 use crate::commit::note;
 use crate::counters::{bucket, status_index};
 use crate::note::Note;
+use crate::shmem::as_hint;
 use crate::{guc, wake};
 use pgrx::pg_sys;
 
@@ -86,7 +87,7 @@ fn inserted(row: &Row, note: &mut Note) {
     }
     note.by_status[0] += 1;
     note.published += 1;
-    note.min_id = note.min_id.min(id);
+    note.min_id = note.min_id.min(as_hint(id));
     match row.int(column::AVAILABLE_AT) {
         // A claim gives it its place among what is due later; should there be none until then, the timer asks for one.
         Some(at) if at > wake::now() => {
@@ -106,7 +107,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
             Some(2) => {
                 note.processed += 1;
                 if let (Some(at), Some(kept)) = (new.int(column::PROCESSED_AT), guc::retention()) {
-                    note.due = note.due.min(at + kept);
+                    note.retention = note.retention.min(at.saturating_add(kept));
                 }
                 note.latency(bucket(latency(new)));
             }
@@ -115,7 +116,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
         }
     }
     if new.is_fresh() && !old.is_fresh() {
-        note.min_id = note.min_id.min(new.int(column::ID).unwrap_or(0));
+        note.min_id = note.min_id.min(as_hint(new.int(column::ID).unwrap_or(0)));
         note.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
     }
 }
@@ -124,7 +125,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
 fn latency(row: &Row) -> i64 {
     let from = row.int(column::CREATED_AT).max(row.int(column::AVAILABLE_AT));
     match (row.int(column::PROCESSED_AT), from) {
-        (Some(processed), Some(from)) => processed - from,
+        (Some(processed), Some(from)) => processed.saturating_sub(from),
         _ => 0,
     }
 }
