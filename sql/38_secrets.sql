@@ -36,6 +36,16 @@ END
 $$;
 COMMENT ON FUNCTION outbox._secrets_end() IS 'when the first grace ends; null: no secret is being replaced';
 
+-- outbox_keeper has no right to what claims lock.
+CREATE FUNCTION outbox._lock_for_secrets() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._lock();
+END
+$$;
+COMMENT ON FUNCTION outbox._lock_for_secrets() IS 'changes of secrets run one at a time, until commit';
+
 -- Not current_user, which is the owner of the function that asks.
 CREATE FUNCTION outbox._caller_reads_secrets() RETURNS boolean
     LANGUAGE sql STABLE

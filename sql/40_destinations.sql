@@ -318,6 +318,7 @@ DECLARE
     v_secret text := outbox._new_secret();
 BEGIN
     PERFORM outbox._require_destination(name);
+    PERFORM outbox._lock_for_secrets();
     IF NOT EXISTS (SELECT FROM outbox.secret s WHERE s.destination = name) THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('destination %I has no signing secret', name),
             HINT = 'Only webhooks are signed.';

@@ -79,7 +79,6 @@ SELECT outbox._close();
 
 -- What the owners need of each other.
 GRANT USAGE ON SCHEMA outbox TO outbox_owner, outbox_keeper;
-GRANT SELECT, UPDATE ON outbox.destination TO outbox_keeper;
-GRANT UPDATE ON outbox.turn TO outbox_keeper;
-GRANT EXECUTE ON FUNCTION outbox._put_destination, outbox._destinations_changed TO outbox_keeper;
+GRANT SELECT ON outbox.destination TO outbox_keeper;
+GRANT EXECUTE ON FUNCTION outbox._put_destination, outbox._destinations_changed, outbox._lock_for_secrets TO outbox_keeper;
 GRANT EXECUTE ON FUNCTION outbox._forget_secrets, outbox._secrets_end, outbox._sessions TO outbox_owner;
