@@ -48,6 +48,10 @@ CREATE FUNCTION outbox.attach(consumer text) RETURNS void LANGUAGE c AS 'MODULE_
 COMMENT ON FUNCTION outbox.attach(text) IS
     'ties this session''s later claims to the session: they are released the moment it ends, in whatever way';
 
+CREATE FUNCTION outbox.detach() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'detach_wrapper';
+COMMENT ON FUNCTION outbox.detach() IS
+    'ends the attachment at once, as the session''s end or DISCARD ALL does: its claims are released; false: there was none';
+
 CREATE FUNCTION outbox._attachment() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'attachment_wrapper';
 COMMENT ON FUNCTION outbox._attachment() IS 'this session''s attachment; null: not attached';
 
@@ -87,6 +91,10 @@ COMMENT ON FUNCTION outbox._count_from_here(boolean) IS
 CREATE FUNCTION outbox._latencies() RETURNS float8[] LANGUAGE c AS 'MODULE_PATHNAME', 'latencies_wrapper';
 COMMENT ON FUNCTION outbox._latencies() IS
     'of each event that became processed in this transaction: seconds since it could be delivered, to within a fifth';
+
+CREATE FUNCTION outbox._raw_size(value jsonb) RETURNS bigint
+    LANGUAGE c STRICT STABLE AS 'MODULE_PATHNAME', 'outbox_raw_size';
+COMMENT ON FUNCTION outbox._raw_size(jsonb) IS 'bytes of a value when it is not compressed; does not fetch it';
 
 CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION outbox._library_version() IS 'version of the loaded library';

@@ -18,7 +18,10 @@ CREATE FUNCTION outbox._forget_secrets(before timestamptz) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    DELETE FROM outbox.secret s WHERE s.expires_at <= least(before, clock_timestamp());
+    -- Who has one locked changes it, and sets a timer for what it becomes.
+    DELETE FROM outbox.secret s
+     WHERE s.ctid = ANY (ARRAY(SELECT x.ctid FROM outbox.secret x
+                                WHERE x.expires_at <= least(before, clock_timestamp()) FOR UPDATE SKIP LOCKED));
     RETURN FOUND;
 END
 $$;
@@ -28,7 +31,7 @@ CREATE FUNCTION outbox._secrets_end() RETURNS timestamptz
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (SELECT min(s.expires_at) FROM outbox.secret s);
+    RETURN (SELECT min(s.expires_at) FROM outbox.secret s WHERE s.expires_at > now());
 END
 $$;
 COMMENT ON FUNCTION outbox._secrets_end() IS 'when the first grace ends; null: no secret is being replaced';

@@ -142,7 +142,7 @@ BEGIN
     token := outbox._new_token();
     v_head := coalesce(outbox._claim_head(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
     -- A statement of its own: what lowered the hint is seen only by a snapshot that is taken after it.
-    v_low := outbox._low_mark(true);
+    v_low := greatest(outbox._low_mark(true), 0);
     v_mark := outbox._advance_mark(v_low);
     -- A claim that is kept for long must not make every later walk longer.
     IF outbox._is_recovered() AND v_head - v_mark > 20000 THEN

@@ -11,64 +11,89 @@ END
 $$;
 COMMENT ON FUNCTION outbox._retention() IS 'how long processed events are kept; null: for ever';
 
--- One step: looks at 10,000 events in the order of id, removes at most 1,000 of them, and returns when to go on; null:
--- nothing processed is left, and an event that becomes processed sets the timer itself. The worker's session remembers
---   at, kept      nothing is to be removed before that moment, as long as the retention is the same
---   from, since   what lies before that id was looked at less than an hour ago: it was removed, is dead, or waits
--- It takes no lock that a claim could wait for, and rests four times as long as a step took.
-CREATE FUNCTION outbox._retain() RETURNS timestamptz
+-- One step: looks at events from an id on, in the order of id, and removes up to v_most of those that are old enough.
+-- What can't be removed (locked, referenced, kept by a trigger) is passed: the worker comes back to it. With v_most 0 the
+-- first that is old enough is passed untried. Takes no lock that a claim could wait for, and waits for none.
+--   last      the last id that was looked at; null: the end of the table was reached
+--   skipped   the lowest id that was to go and is still there
+--   young     when the first of the younger ones can go
+--   error     SQLSTATE and message of what was in the way of one of them
+CREATE FUNCTION outbox._retain(
+    v_from bigint, v_most int, OUT last bigint, OUT skipped bigint, OUT young timestamptz, OUT error text)
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
-    v_window CONSTANT int := 10000;
-    v_batch CONSTANT int := 1000;
-    v_now CONSTANT timestamptz := clock_timestamp();
     v_kept CONSTANT interval := outbox._retention();
-    v_processed CONSTANT bigint := (SELECT c.processed FROM outbox._counters() c);
-    v_state jsonb := coalesce(nullif(current_setting('outbox.retention_state', true), ''), '{}');
-    v_from bigint := 0;
-    v_since timestamptz := v_now;
+    v_old_before CONSTANT timestamptz := clock_timestamp() - v_kept;
+    v_window CONSTANT int := least(10000, greatest(100, 10 * v_most));
     v_seen record;
-    v_removed bigint;
-    v_next timestamptz;
+    v_batch bigint[];
 BEGIN
-    IF v_kept IS NULL OR v_processed = 0 THEN
-        RETURN NULL;
-    ELSIF (v_state ->> 'kept')::interval = v_kept AND (v_state ->> 'at')::timestamptz > v_now THEN
-        RETURN (v_state ->> 'at')::timestamptz;
-    ELSIF (v_state ->> 'since')::timestamptz > v_now - interval '1 hour' THEN
-        v_from := (v_state ->> 'from')::bigint;
-        v_since := (v_state ->> 'since')::timestamptz;
+    IF v_kept IS NULL THEN
+        RETURN;
     END IF;
-    SELECT count(*) AS n, max(w.id) AS last, array_agg(w.id ORDER BY w.id) FILTER (WHERE w.processed_at <= v_now - v_kept) AS old,
-           min(w.processed_at) FILTER (WHERE w.processed_at > v_now - v_kept) AS young
+    SELECT count(*) AS n, max(w.id) AS last, array_agg(w.id ORDER BY w.id) FILTER (WHERE w.processed_at <= v_old_before) AS old,
+           min(w.processed_at) FILTER (WHERE w.processed_at > v_old_before) AS young
       INTO v_seen
       FROM (SELECT e.id, CASE WHEN e.status = 'processed' THEN coalesce(e.processed_at, e.created_at) END AS processed_at
               FROM @extschema@.outbox_events e WHERE e.id >= v_from ORDER BY e.id LIMIT v_window) w;
-    -- Foreign keys that would wait for the commit: nothing may be left to it.
-    SET CONSTRAINTS ALL IMMEDIATE;
-    DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_seen.old[:v_batch]) AND e.status = 'processed';
-    GET DIAGNOSTICS v_removed = ROW_COUNT;
-    IF v_removed = v_processed THEN
-        RETURN NULL;
-    ELSIF cardinality(v_seen.old) > v_batch OR v_seen.n = v_window AND v_seen.young IS NULL THEN
-        v_next := clock_timestamp() + greatest(interval '50 milliseconds', 4 * (clock_timestamp() - v_now));
-        v_from := coalesce(v_seen.old[least(v_batch, cardinality(v_seen.old))], v_seen.last) + 1;
-    ELSIF v_seen.young IS NOT NULL THEN
-        v_next := greatest(v_seen.young + v_kept, v_now + interval '1 second');
-    ELSE
-        -- The end of the table: what is left was processed in front of this round.
-        v_next := v_now + greatest(v_kept, interval '1 second');
-        v_from := 0;
+    v_batch := v_seen.old[:greatest(v_most, 1)];
+    IF v_most > 0 THEN
+        error := outbox._remove_processed(v_batch);
     END IF;
-    PERFORM set_config('outbox.retention_state', jsonb_build_object(
-        'at', v_next, 'kept', v_kept, 'from', v_from, 'since', v_since)::text, false);
-    RETURN v_next;
+    skipped := (SELECT min(e.id) FROM @extschema@.outbox_events e WHERE e.id = ANY (v_batch) AND e.status = 'processed');
+    IF cardinality(v_seen.old) > cardinality(v_batch) THEN
+        last := v_batch[cardinality(v_batch)];
+        RETURN;
+    END IF;
+    last := CASE WHEN v_seen.n = v_window THEN v_seen.last END;
+    -- Where the sum is beyond the last moment there is, it is never.
+    IF isfinite(v_seen.young) THEN
+        young := v_seen.young + v_kept;
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._retain() IS 'removes a batch of processed events that are older than the retention';
+COMMENT ON FUNCTION outbox._retain(bigint, int) IS 'removes a batch of processed events that are older than the retention';
+
+-- All at once; if that fails, one by one, so that each event stands for itself. A foreign key that is checked at the commit
+-- is checked here, where it can be told whose it is.
+CREATE FUNCTION outbox._remove_processed(v_ids bigint[]) RETURNS text
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_id bigint;
+    v_error text;
+BEGIN
+    SET CONSTRAINTS ALL IMMEDIATE;
+    BEGIN
+        PERFORM outbox._remove_unlocked(v_ids);
+        RETURN NULL;
+    EXCEPTION WHEN OTHERS THEN
+        v_error := SQLSTATE || ' ' || SQLERRM;
+    END;
+    FOREACH v_id IN ARRAY v_ids LOOP
+        BEGIN
+            PERFORM outbox._remove_unlocked(ARRAY[v_id]);
+        EXCEPTION WHEN OTHERS THEN
+            v_error := SQLSTATE || ' ' || SQLERRM;
+        END;
+    END LOOP;
+    RETURN v_error;
+END
+$$;
+COMMENT ON FUNCTION outbox._remove_processed(bigint[]) IS
+    'removes processed events, as many as can be; returns SQLSTATE and message of what was in the way';
+
+CREATE FUNCTION outbox._remove_unlocked(v_ids bigint[]) RETURNS void
+    LANGUAGE sql
+AS $$
+    DELETE FROM @extschema@.outbox_events e
+     WHERE e.id = ANY (ARRAY(SELECT x.id FROM @extschema@.outbox_events x
+                              WHERE x.id = ANY (v_ids) AND x.status = 'processed' FOR UPDATE SKIP LOCKED))
+$$;
+COMMENT ON FUNCTION outbox._remove_unlocked(bigint[]) IS 'removes those of these processed events that nobody has locked';
 
 CREATE FUNCTION outbox.purge_failed(older_than interval DEFAULT '0', event_types text DEFAULT '*') RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

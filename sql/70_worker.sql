@@ -1,5 +1,6 @@
--- What the background worker calls, each in a transaction of its own: recovery at its start, what is due when its timer
--- fires, the end of attached sessions, and the texts it announces.
+-- What the background worker calls, each in a transaction of its own: recovery at its start, what is due when a timer
+-- fires, the end of leases and of attached sessions, and the texts it announces. The worker sets a short lock_timeout and
+-- tries again what fails; what it announces waits for none of this.
 
 -- Everything in shared memory follows from the tables. Run when the worker starts, and after rows arrived with a status
 -- of their own (a restore). Returns when to look for what is due: at once. v_count: shared memory is new, so that
@@ -182,7 +183,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is due; null: nothing is';
 
--- The timer fired.
+-- The timer fired. Takes no turn: who claims and stays in its transaction holds up no wake-up.
 CREATE FUNCTION outbox._due() RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -190,14 +191,6 @@ AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
-    PERFORM outbox._lock();
-    PERFORM outbox._catch_up();
-    PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now))
-      WHERE EXISTS (SELECT FROM outbox.claims c WHERE c.lease_until <= v_now);
-    PERFORM outbox._claims(0, (SELECT min(c.lease_until) FROM outbox.claims c));
-    IF outbox._forget_secrets(v_now) THEN
-        PERFORM pg_notify('outbox_destinations', 'secret');
-    END IF;
     IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
                             UNION ALL SELECT '') t
                 CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
@@ -209,55 +202,117 @@ BEGIN
        OR outbox._is_waiting() THEN
         PERFORM outbox._wake('due');
     END IF;
+    IF outbox._forget_secrets(v_now) THEN
+        PERFORM pg_notify('outbox_destinations', 'secret');
+    END IF;
     RETURN outbox._next_due();
 END
 $$;
-COMMENT ON FUNCTION outbox._due() IS 'does what is due and returns when the next thing is';
+COMMENT ON FUNCTION outbox._due() IS 'wakes consumers for what is due and returns when the next thing is';
 
-CREATE FUNCTION outbox._release_attachments(v_attachments bigint[]) RETURNS bigint
+-- What can't be released now holds up nothing else. Returns SQLSTATE and message of what was in the way.
+CREATE FUNCTION outbox._release_apart(v_tokens bigint[]) RETURNS text
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_token bigint;
+    v_error text;
+BEGIN
+    BEGIN
+        PERFORM outbox._release(v_tokens);
+        RETURN NULL;
+    EXCEPTION WHEN OTHERS THEN
+        v_error := SQLSTATE || ' ' || SQLERRM;
+    END;
+    FOREACH v_token IN ARRAY v_tokens LOOP
+        EXIT WHEN cardinality(v_tokens) = 1;
+        BEGIN
+            PERFORM outbox._release(ARRAY[v_token]);
+        EXCEPTION WHEN OTHERS THEN
+            v_error := SQLSTATE || ' ' || SQLERRM;
+            -- Whoever is in the way was waited for already.
+            PERFORM set_config('lock_timeout', '1ms', true);
+        END;
+    END LOOP;
+    RETURN v_error;
+END
+$$;
+COMMENT ON FUNCTION outbox._release_apart(bigint[]) IS 'releases claims, each for itself where not all can be';
+
+-- What was left for later is done, and claims whose lease is over are released. Takes a turn only if there are any. Returns what was in the way of some.
+CREATE FUNCTION outbox._end_leases() RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_error text;
+BEGIN
+    IF EXISTS (SELECT FROM outbox.claims c WHERE c.lease_until <= v_now)
+       OR EXISTS (SELECT FROM outbox.touched) OR EXISTS (SELECT FROM outbox.postponed) THEN
+        PERFORM outbox._lock();
+        PERFORM outbox._catch_up();
+        v_error := outbox._release_apart(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now));
+    END IF;
+    PERFORM outbox._claims(0, (SELECT min(c.lease_until) FROM outbox.claims c WHERE c.lease_until > v_now));
+    RETURN v_error;
+END
+$$;
+COMMENT ON FUNCTION outbox._end_leases() IS 'does what was left for later and releases the claims whose lease is over';
+
+-- released: of these attachments, those that hold nothing any more. error: what was in the way of the others.
+CREATE FUNCTION outbox._release_attachments(v_attachments bigint[], OUT released bigint[], OUT error text)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_tokens bigint[];
+    v_tokens bigint[] := ARRAY(SELECT c.token FROM outbox.claims c WHERE c.attachment = ANY (v_attachments));
 BEGIN
-    PERFORM outbox._lock();
-    v_tokens := ARRAY(SELECT c.token FROM outbox.claims c WHERE c.attachment = ANY (v_attachments));
-    IF cardinality(v_tokens) = 0 THEN
-        RETURN 0;
+    -- Those that ended claim nothing any more: what they hold is seen without a turn.
+    IF cardinality(v_tokens) > 0 THEN
+        PERFORM outbox._lock();
+        error := outbox._release_apart(v_tokens);
     END IF;
-    RETURN outbox._release(v_tokens);
+    released := ARRAY(SELECT a.id FROM unnest(v_attachments) AS a (id)
+                       WHERE NOT EXISTS (SELECT FROM outbox.claims c WHERE c.attachment = a.id));
 END
 $$;
 COMMENT ON FUNCTION outbox._release_attachments(bigint[]) IS 'releases the claims of sessions that ended';
 
--- The announcements of events, as bytes in the database's encoding. body: as outbox.notify_payload wants it; cut: without
--- the data, marked as truncated; short: the identities alone, where body may be too long. Data that can't fit is not even
--- rendered.
--- No settings of its own, so that the planner can merge it into the query that uses it.
-CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text)
-    RETURNS TABLE (id bigint, body bytea, short bytea, cut bytea)
-    LANGUAGE sql STABLE
+-- The announcements of events, as bytes in the database's encoding, in the order of id. bodies: as outbox.notify_payload
+-- wants it; cuts: without the data, marked as truncated; shorts: the identities alone. What can't fit in a notification is
+-- not even fetched: texts of more than 8,000 bytes, and data of more than 65,536 (as stored, JSON takes up to five times
+-- what it takes as text).
+CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text, OUT bodies bytea[], OUT cuts bytea[], OUT shorts bytea[])
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT e.id,
-           convert_to(CASE WHEN v_mode = 'id' THEN s.open || '}'
-                           WHEN v_mode = 'metadata' THEN m.open || '}'
-                           WHEN pg_column_size(e.event_data) + pg_column_size(e.metadata) > 65536 THEN m.open || ',"truncated":true}'
-                           ELSE m.open || ',"metadata":' || e.metadata::text || ',"event_data":' || e.event_data::text || '}' END,
-                      getdatabaseencoding()),
-           CASE WHEN v_mode <> 'id' AND (v_mode = 'full' OR octet_length(m.open) > 7000)
-                THEN convert_to(s.open || ',"truncated":true}', getdatabaseencoding()) END,
-           CASE WHEN v_mode = 'full' THEN convert_to(m.open || ',"truncated":true}', getdatabaseencoding()) END
+#variable_conflict use_column
+BEGIN
+    SELECT array_agg(convert_to(CASE WHEN v_mode = 'id' THEN s.open || '}'
+                                     WHEN v_mode = 'metadata' THEN m.open || '}'
+                                     WHEN f.fits THEN m.open || ',"metadata":' || e.metadata::text
+                                                             || ',"event_data":' || e.event_data::text || '}' END,
+                                getdatabaseencoding()) ORDER BY e.id),
+           array_agg(CASE WHEN v_mode = 'full' THEN convert_to(m.open || ',"truncated":true}', getdatabaseencoding()) END
+                     ORDER BY e.id),
+           array_agg(convert_to(s.open || ',"truncated":true}', getdatabaseencoding()) ORDER BY e.id)
+      INTO bodies, cuts, shorts
       FROM unnest(v_ids) AS i (id)
      CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = i.id OFFSET 0) e
      CROSS JOIN LATERAL (SELECT '{"id":' || e.id || ',"event_id":"' || e.event_id || '"' AS open OFFSET 0) s
-     CROSS JOIN LATERAL (SELECT s.open
+     CROSS JOIN LATERAL (SELECT CASE WHEN v_mode <> 'id'
+                                      AND octet_length(e.event_type)::bigint + octet_length(e.event_version)
+                                        + coalesce(octet_length(e.aggregate_type), 0)
+                                        + coalesce(octet_length(e.aggregate_id), 0)
+                                        + coalesce(octet_length(e.tenant_id), 0) <= 8000 THEN s.open
                || ',"event_type":' || to_json(e.event_type)::text
                || ',"event_version":' || to_json(e.event_version)::text
                || ',"aggregate_type":' || coalesce(to_json(e.aggregate_type)::text, 'null')
                || ',"aggregate_id":' || coalesce(to_json(e.aggregate_id)::text, 'null')
                || ',"tenant_id":' || coalesce(to_json(e.tenant_id)::text, 'null')
-               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"' AS open
+               || ',"created_at":"' || to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"' END AS open
                          OFFSET 0) m
-     ORDER BY e.id
+     CROSS JOIN LATERAL (SELECT v_mode = 'full' AND m.open IS NOT NULL
+                            AND outbox._raw_size(e.event_data) + outbox._raw_size(e.metadata) <= 65536 AS fits OFFSET 0) f;
+END
 $$;
 COMMENT ON FUNCTION outbox._describe(bigint[], text) IS 'what a notification says of each event';

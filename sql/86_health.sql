@@ -120,6 +120,28 @@ BEGIN
                coalesce((array_agg(h.detail ORDER BY h.since NULLS FIRST))[1], 'nobody holds it back'),
                'End the oldest transaction or drop the unused slot: vacuum can''t remove dead rows before that.'
           FROM holder h;
+    RETURN QUERY
+        WITH turn AS (
+            SELECT l.pid, p.gid, l.granted, l.mode, coalesce(a.xact_start, p.prepared) AS since,
+                   format('%s (%s), %s', coalesce('pid ' || l.pid, 'prepared transaction ' || p.gid),
+                          coalesce(nullif(a.application_name, ''), a.backend_type, 'no session'),
+                          CASE WHEN a.wait_event_type = 'Lock' THEN 'waiting for pid '
+                                    || coalesce((SELECT string_agg(b.pid || ' (' || x.state || ')', ', ')
+                                                   FROM unnest(pg_blocking_pids(l.pid)) AS b (pid)
+                                                   LEFT JOIN outbox._sessions() x ON x.pid = b.pid), '?')
+                               ELSE coalesce(a.state, 'prepared') END) AS who
+              FROM pg_locks l
+              LEFT JOIN outbox._sessions() a ON a.pid = l.pid
+              LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
+             WHERE l.locktype = 'relation' AND l.relation = 'outbox.turn'::regclass AND l.mode <> 'AccessShareLock'
+               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+        )
+        SELECT 'claims_lock', count(*) FILTER (WHERE t.granted AND t.since < clock_timestamp() - interval '2 seconds') = 0,
+               coalesce((array_agg(format('held by %s, since %s', t.who, t.since) ORDER BY t.since) FILTER (WHERE t.granted))[1]
+                            || format(', %s wait', count(*) FILTER (WHERE NOT t.granted)),
+                        'nobody holds it'),
+               'Claims, settlements and releases take turns: end that transaction, or the one that it waits for.'
+          FROM turn t;
     RETURN QUERY SELECT 'notification_queue', v_usage < 0.5, format('%s %% in use', round((v_usage * 100)::numeric, 1)),
         'A session that listens sits in a long transaction: see pg_stat_activity.';
 END

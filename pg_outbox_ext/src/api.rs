@@ -5,7 +5,7 @@ use crate::counters::middle;
 use crate::note::Found;
 use crate::recount::{Seen, with_epoch};
 use crate::session;
-use crate::shmem::{self, NEVER, State};
+use crate::shmem::{self, BEFORE_ALL, NEVER, State};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::*;
@@ -37,7 +37,7 @@ fn boot_id() -> i64 {
 /// no commit, it only makes the next walk longer.
 #[pg_extern]
 fn low_mark(take_over: bool) -> i64 {
-    let Some(database) = shmem::current() else { return 0 };
+    let Some(database) = shmem::current() else { return BEFORE_ALL };
     if !take_over {
         return database.mark.load(SeqCst).min(database.hint.load(SeqCst));
     }
@@ -61,7 +61,7 @@ fn claim_head() -> Option<i64> {
 fn raise_mark(mark: i64, head: i64) {
     // SAFETY: a plain read of a variable of this backend.
     let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
-    let kept = if one_snapshot { shmem::current().map_or(0, |d| d.mark.load(SeqCst)) } else { mark };
+    let kept = if one_snapshot { shmem::current().map_or(BEFORE_ALL, |d| d.mark.load(SeqCst)) } else { mark };
     note(|n| n.mark = Some((kept, head)));
 }
 
@@ -180,6 +180,11 @@ fn attach(consumer: Option<&str>) {
 }
 
 #[pg_extern]
+fn detach() -> bool {
+    session::detach()
+}
+
+#[pg_extern]
 fn attachment() -> Option<i64> {
     session::mine()
 }
@@ -252,7 +257,25 @@ fn worker_state(database: &shmem::Database) -> &'static str {
         State::Idle => "stopped",
         State::Starting => "starting",
         State::Running if !database.recovered.load(Relaxed) => "recovering",
-        State::Running if database.armed.load(Relaxed) => "idle",
+        State::Running if database.timers.alarm.is_set() => "idle",
         State::Running => "active",
     }
+}
+
+/// Tells PostgreSQL how [`outbox_raw_size`] is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_outbox_raw_size() -> &'static pg_sys::Pg_finfo_record {
+    static V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+/// The bytes of a value of varying length when nothing is compressed; the value itself is not fetched.
+///
+/// # Safety
+/// Called by PostgreSQL, strict, with one argument of such a type.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn outbox_raw_size(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: a strict function of one argument always has it, as PostgreSQL stores it: in the row, compressed or outside.
+    let size = unsafe { pg_sys::toast_raw_datum_size((*fcinfo).args.as_slice(1)[0].value) };
+    pg_sys::Datum::from(size as i64)
 }

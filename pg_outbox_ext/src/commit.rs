@@ -10,6 +10,7 @@
 
 use crate::note::{Note, Notes};
 use crate::shmem::{self, Database, NEVER};
+use crate::timers::AT_ONCE;
 use crate::{hooks, prepared, wake};
 use pgrx::pg_sys;
 use std::cell::UnsafeCell;
@@ -66,7 +67,11 @@ unsafe extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _a
             hooks::unpark();
         }
         XACT_EVENT_ABORT => {
-            NOTES.with(Notes::clear);
+            if NOTES.with(Notes::clear)
+                && let Some(database) = shmem::current()
+            {
+                turn_is_over(database);
+            }
             hooks::unpark();
         }
         _ => {}
@@ -83,8 +88,14 @@ unsafe extern "C-unwind" fn savepoint_ended(
     // SAFETY: reads a number of this backend's transaction state.
     let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
     match event {
-        SUBXACT_EVENT_COMMIT_SUB => NOTES.with(|notes| notes.release(level)),
-        SUBXACT_EVENT_ABORT_SUB => give_back_hint(NOTES.with(|notes| notes.roll_back(level))),
+        SUBXACT_EVENT_COMMIT_SUB => {
+            NOTES.with(|notes| notes.release(level));
+            hooks::release(level);
+        }
+        SUBXACT_EVENT_ABORT_SUB => {
+            give_back_hint(NOTES.with(|notes| notes.roll_back(level)));
+            hooks::roll_back(level);
+        }
         _ => {}
     }
 }
@@ -111,8 +122,9 @@ fn apply(note: &Note) {
     }
     let Some(database) = shmem::current() else { return };
     if note.dropped {
-        // Should the extension have been created anew meanwhile, nothing that is known holds of its tables.
-        database.recovered.store(false, SeqCst);
+        // Should the extension have been created anew in the same transaction, nothing that is known holds of its tables;
+        // the locks of both keep others away until this is done.
+        database.forget();
         database.stop.store(true, SeqCst);
         wake::worker_now(database);
         return;
@@ -120,8 +132,16 @@ fn apply(note: &Note) {
     apply_counters(note, database);
     apply_claims(note, database);
     // Last, so that the worker finds everything when it wakes.
-    if announce(note, database) {
-        wake::worker(database);
+    wake::worker(database, announce(note, database));
+    if note.had_the_turn() {
+        turn_is_over(database);
+    }
+}
+
+/// This transaction is about to let go of the lock of claims and settlements, for which the worker may wait.
+fn turn_is_over(database: &Database) {
+    if database.turn_wanted.load(SeqCst) && database.turn_wanted.swap(false, SeqCst) {
+        wake::worker(database, AT_ONCE);
     }
 }
 
@@ -132,13 +152,10 @@ fn apply_counters(note: &Note, database: &Database) {
             database.mark.store(found.mark, SeqCst);
             database.head.store(found.head, SeqCst);
             counters.add_by_status(found.by_status);
-            database.open_claims.store(found.open_claims, SeqCst);
+            database.timers.leases.recount(found.open_claims);
             database.recovered.store(true, SeqCst);
         }
-        None => {
-            database.count(transaction(), note.by_status);
-            database.open_claims.fetch_add(note.claims, SeqCst);
-        }
+        None => database.count(transaction(), note.by_status),
     }
     counters.published.fetch_add(note.published, Relaxed);
     counters.processed.fetch_add(note.processed, Relaxed);
@@ -160,8 +177,8 @@ fn apply_claims(note: &Note, database: &Database) {
     }
 }
 
-/// Whether the worker has something to do now, or earlier than it thought.
-fn announce(note: &Note, database: &Database) -> bool {
+/// Returns when the worker has something to do.
+fn announce(note: &Note, database: &Database) -> i64 {
     // Where not all can be named, none is: consumers look at the tables anyway.
     let overflow = note.overflow || !note.ids.iter().all(|id| database.ring.push(*id));
     for (flag, raised) in [
@@ -174,15 +191,7 @@ fn announce(note: &Note, database: &Database) -> bool {
             flag.store(true, SeqCst);
         }
     }
-    let due_earlier = note.due < database.next_due.fetch_min(note.due, SeqCst);
-    let scheduled_earlier = note.scheduled < database.scheduled_due.fetch_min(note.scheduled, SeqCst);
-    let lease_earlier = note.lease_due < database.lease_due.fetch_min(note.lease_due, SeqCst);
-    due_earlier
-        || scheduled_earlier
-        || lease_earlier
-        || overflow
-        || !note.ids.is_empty()
-        || note.wake_due
-        || note.wake_released
-        || note.recover
+    let earliest = database.timers.note(&note.moments());
+    let now = overflow || !note.ids.is_empty() || note.wake_due || note.wake_released || note.recover;
+    if now { AT_ONCE } else { earliest }
 }

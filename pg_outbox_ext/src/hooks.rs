@@ -1,15 +1,16 @@
-//! Commands that a connected worker would stand in the way of, the end of the extension, and two-phase commit.
+//! Commands that a connected worker would stand in the way of, the end of the extension, the end of an attachment, and
+//! two-phase commit.
 //!
 //! | command | what happens |
 //! | --- | --- |
-//! | DROP DATABASE, ALTER DATABASE … RENAME, … SET TABLESPACE, CREATE DATABASE (its template) | the database is parked: its worker ends before the command looks for other sessions, and comes back when the transaction is over, if the database is still there |
-//! | DROP EXTENSION | the same for this database: the two would wait for each other's locks |
-//! | the extension is dropped in whatever way | the worker ends at commit |
+//! | DROP DATABASE, ALTER DATABASE … RENAME, … SET TABLESPACE, CREATE DATABASE (its template) | the database is parked: its worker ends before the command looks for other sessions, and comes back when the transaction or savepoint is over, if the database is still there. Not where PostgreSQL refuses the command: for want of rights, or in a transaction block |
+//! | the extension is dropped in whatever way | the worker ends at commit; until then it waits for no lock |
+//! | DISCARD ALL | the session's attachment ends, as with the session |
 //! | PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED | see [`crate::prepared`] |
 
 use crate::commit::{Local, note};
 use crate::shmem::{self, Shared, State};
-use crate::{prepared, roles, wake};
+use crate::{prepared, roles, session, sleep, wake};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
@@ -17,14 +18,21 @@ use std::sync::atomic::Ordering::*;
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
 
-/// Databases parked by the running transaction.
-static PARKED: Local<[u32; 8]> = Local::new([0; 8]);
+/// A database parked by the running transaction, and the nesting level of the savepoint that did it. 0: none.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Parked {
+    oid: u32,
+    level: i32,
+}
+
+/// More in one transaction than any sane script renames.
+static PARKED: Local<[Parked; 8]> = Local::new([Parked { oid: 0, level: 0 }; 8]);
 
 /// Name of the transaction that is being prepared.
 static PREPARING: Local<Option<Vec<u8>>> = Local::new(None);
 
-/// COMMIT PREPARED or ROLLBACK PREPARED that is running. Neither runs inside another command.
-static SECOND_PHASE: Local<Option<Concern>> = Local::new(None);
+/// What follows the running command if it succeeds. None of these commands runs inside another.
+static FOLLOWS: Local<Option<Concern>> = Local::new(None);
 
 /// In `_PG_init`.
 pub fn install() {
@@ -39,11 +47,19 @@ pub fn install() {
 
 /// What of a command concerns the outbox.
 enum Concern {
-    Park(Vec<u8>),
-    ParkThis,
+    Park(Vec<u8>, Right),
+    DiscardAll,
     Prepare(Vec<u8>),
     CommitPrepared(Vec<u8>),
     RollbackPrepared(Vec<u8>),
+}
+
+/// What a role needs for the command, besides being a superuser or the database's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Right {
+    Owner,
+    /// CREATE DATABASE: whoever may create databases may copy one that is marked as a template.
+    Template,
 }
 
 unsafe extern "C-unwind" {
@@ -77,7 +93,7 @@ unsafe extern "C-unwind" fn utility(
     // SAFETY: the arguments go on as they came, to the hook that was there before or to PostgreSQL itself; no local of
     // this function has a destructor that a jump could skip.
     unsafe {
-        before(statement);
+        before(statement, context);
         match PREVIOUS_UTILITY {
             Some(previous) => {
                 previous(statement, query, read_only_tree, context, params, environment, receiver, completion);
@@ -98,26 +114,28 @@ unsafe extern "C-unwind" fn utility(
 }
 
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt) {
+unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt, context: pg_sys::ProcessUtilityContext::Type) {
+    let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
     // SAFETY: the statement is the parse tree that PostgreSQL is about to run.
     let concern = unsafe {
         roles::refuse_definition((*statement).utilityStmt);
-        concern((*statement).utilityStmt)
+        concern((*statement).utilityStmt, top_level)
     };
-    // Left behind by a second phase that failed.
-    SECOND_PHASE.with(|s| *s = None);
+    // Left behind by a command that failed.
+    FOLLOWS.with(|f| *f = None);
     match concern {
-        Some(Concern::Park(name)) => park(&name),
-        // SAFETY: a plain read of a variable of this backend.
-        Some(Concern::ParkThis) => park_database(unsafe { pg_sys::MyDatabaseId }),
+        Some(Concern::Park(name, right)) => park(&name, right),
         Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name)),
-        second_phase => SECOND_PHASE.with(|s| *s = second_phase),
+        follows => FOLLOWS.with(|f| *f = follows),
     }
 }
 
 #[pgrx::pg_guard]
 extern "C-unwind" fn after() {
-    match SECOND_PHASE.with(Option::take) {
+    match FOLLOWS.with(Option::take) {
+        Some(Concern::DiscardAll) => {
+            session::detach();
+        }
         Some(Concern::CommitPrepared(name)) => prepared::commit(&name),
         Some(Concern::RollbackPrepared(name)) => prepared::forget(&name),
         _ => {}
@@ -126,29 +144,34 @@ extern "C-unwind" fn after() {
 
 /// # Safety
 /// The node is a statement as PostgreSQL's parser made it.
-unsafe fn concern(node: *mut pg_sys::Node) -> Option<Concern> {
+unsafe fn concern(node: *mut pg_sys::Node, top_level: bool) -> Option<Concern> {
+    let of_owner = |name: Vec<u8>| Concern::Park(name, Right::Owner);
     // SAFETY: each tag says which structure the node is.
     unsafe {
+        // Where these commands fail, at once, in whatever transaction goes on.
+        let refused = || pg_sys::IsInTransactionBlock(top_level);
         match (*node).type_ {
-            pg_sys::NodeTag::T_DropdbStmt => text((*node.cast::<pg_sys::DropdbStmt>()).dbname).map(Concern::Park),
-            pg_sys::NodeTag::T_DropStmt => {
-                let extension = (*node.cast::<pg_sys::DropStmt>()).removeType == pg_sys::ObjectType::OBJECT_EXTENSION;
-                (extension && shmem::current().is_some()).then_some(Concern::ParkThis)
+            pg_sys::NodeTag::T_DropdbStmt if !refused() => {
+                text((*node.cast::<pg_sys::DropdbStmt>()).dbname).map(of_owner)
+            }
+            pg_sys::NodeTag::T_DiscardStmt => {
+                let all = (*node.cast::<pg_sys::DiscardStmt>()).target == pg_sys::DiscardMode::DISCARD_ALL;
+                all.then_some(Concern::DiscardAll)
             }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = &*node.cast::<pg_sys::RenameStmt>();
                 let database = rename.renameType == pg_sys::ObjectType::OBJECT_DATABASE;
-                database.then(|| text(rename.subname)).flatten().map(Concern::Park)
+                database.then(|| text(rename.subname)).flatten().map(of_owner)
             }
-            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+            pg_sys::NodeTag::T_AlterDatabaseStmt if !refused() => {
                 let alter = &*node.cast::<pg_sys::AlterDatabaseStmt>();
                 option(alter.options, c"tablespace")?;
-                text(alter.dbname).map(Concern::Park)
+                text(alter.dbname).map(of_owner)
             }
-            pg_sys::NodeTag::T_CreatedbStmt => {
+            pg_sys::NodeTag::T_CreatedbStmt if !refused() => {
                 let create = &*node.cast::<pg_sys::CreatedbStmt>();
                 let template = option(create.options, c"template").map(|o| text(pg_sys::defGetString(o)));
-                Some(Concern::Park(template.flatten().unwrap_or_else(|| b"template1".to_vec())))
+                Some(Concern::Park(template.flatten().unwrap_or_else(|| b"template1".to_vec()), Right::Template))
             }
             pg_sys::NodeTag::T_TransactionStmt => {
                 let transaction = &*node.cast::<pg_sys::TransactionStmt>();
@@ -189,47 +212,45 @@ unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys:
 }
 
 /// Ends the worker of that database, if there is one, and keeps it away until the transaction is over.
-fn park(name: &[u8]) {
+fn park(name: &[u8], right: Right) {
     let Ok(name) = std::ffi::CString::new(name) else { return };
     // SAFETY: a catalog look-up in a transaction.
-    park_database(unsafe { pg_sys::get_database_oid(name.as_ptr(), true) });
-}
-
-fn park_database(oid: pg_sys::Oid) {
+    let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
     let Some(shared) = shmem::try_get() else { return };
-    if oid == pg_sys::InvalidOid || !may_change(oid) || !list_parked(shared, oid) {
+    if oid == pg_sys::InvalidOid || !may_change(oid, right) || !list_parked(shared, oid) {
         return;
     }
     let Some(place) = shmem::find(oid) else { return };
-    let since = wake::now();
+    let since = wake::monotonic();
     while place.state() != State::Idle && place.oid.load(SeqCst) == oid.to_u32() {
         place.stop.store(true, SeqCst);
         wake::worker_now(place);
-        if wake::now() - since > BUSY {
+        if wake::monotonic() - since > BUSY {
             wake::terminate(place);
         }
-        wake::sleep(Some(2));
+        sleep::for_latch(Some(2));
     }
 }
 
 /// False: no room, neither here (commands on databases by the dozen in one transaction) nor for all together.
 fn list_parked(shared: &Shared, oid: pg_sys::Oid) -> bool {
+    // SAFETY: reads a number of this backend's transaction state.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
     PARKED.with(|parked| {
-        if parked.contains(&oid.to_u32()) {
+        if parked.iter().any(|p| p.oid == oid.to_u32()) {
             return true;
         }
-        let free = parked.iter_mut().find(|p| **p == 0);
-        let listed = free.filter(|_| Shared::list(&shared.parked, oid)).map(|free| *free = oid.to_u32());
-        listed.is_some()
+        let free = parked.iter_mut().find(|p| p.oid == 0);
+        let listed = free.filter(|_| Shared::list(&shared.parked, oid));
+        listed.map(|free| *free = Parked { oid: oid.to_u32(), level }).is_some()
     })
 }
 
 /// A worker that did not end by itself in this time (microseconds) is in the middle of something, and is cut off.
 const BUSY: i64 = 500_000;
 
-/// Whoever may not do the command must not stop a worker with it. (Templates may be copied by anyone who may create
-/// databases; the command itself says so in time.)
-fn may_change(oid: pg_sys::Oid) -> bool {
+/// Whoever may not do the command must not stop a worker with it.
+fn may_change(oid: pg_sys::Oid, right: Right) -> bool {
     // SAFETY: permission look-ups in a transaction.
     unsafe {
         let user = pg_sys::GetUserId();
@@ -237,7 +258,8 @@ fn may_change(oid: pg_sys::Oid) -> bool {
         let owns = pg_sys::pg_database_ownercheck(oid, user);
         #[cfg(not(any(feature = "pg14", feature = "pg15")))]
         let owns = pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
-        owns || pg_sys::superuser_arg(user) || may_create_databases(user)
+        owns || pg_sys::superuser_arg(user)
+            || (right == Right::Template && is_template(oid) && may_create_databases(user))
     }
 }
 
@@ -246,31 +268,62 @@ fn may_change(oid: pg_sys::Oid) -> bool {
 /// # Safety
 /// In a transaction.
 unsafe fn may_create_databases(user: pg_sys::Oid) -> bool {
+    // SAFETY: the caller's.
+    unsafe { flag(pg_sys::SysCacheIdentifier::AUTHOID as i32, user, pg_sys::Anum_pg_authid_rolcreatedb as i16) }
+}
+
+/// `pg_database.datistemplate`.
+///
+/// # Safety
+/// In a transaction.
+unsafe fn is_template(database: pg_sys::Oid) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        flag(pg_sys::SysCacheIdentifier::DATABASEOID as i32, database, pg_sys::Anum_pg_database_datistemplate as i16)
+    }
+}
+
+/// A boolean column of the catalog's row with that identity.
+///
+/// # Safety
+/// In a transaction; the cache is one by identity, the column a boolean one of its catalog.
+unsafe fn flag(cache: i32, identity: pg_sys::Oid, column: i16) -> bool {
     // SAFETY: a tuple of the cache is valid until it is released.
     unsafe {
-        let cache = pg_sys::SysCacheIdentifier::AUTHOID as i32;
-        let role = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(user));
-        if role.is_null() {
+        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(identity));
+        if row.is_null() {
             return false;
         }
         let mut is_null = false;
-        let may = pg_sys::SysCacheGetAttr(cache, role, pg_sys::Anum_pg_authid_rolcreatedb as i16, &mut is_null);
-        pg_sys::ReleaseSysCache(role);
-        !is_null && may.value() != 0
+        let value = pg_sys::SysCacheGetAttr(cache, row, column, &mut is_null);
+        pg_sys::ReleaseSysCache(row);
+        !is_null && value.value() != 0
     }
 }
 
 /// The transaction is over: the launcher looks at the databases again.
 pub fn unpark() {
     PREPARING.with(|p| *p = None);
-    let parked = PARKED.with(std::mem::take);
-    if parked == [0; 8] {
-        return;
-    }
-    if let Some(shared) = shmem::try_get() {
-        for oid in parked.into_iter().filter(|oid| *oid != 0) {
-            Shared::unlist(&shared.parked, pg_sys::Oid::from(oid));
-        }
+    unpark_where(|_| true);
+}
+
+/// The savepoint of this level rolled back.
+pub fn roll_back(level: i32) {
+    unpark_where(|parked| parked.level >= level);
+}
+
+/// The savepoint of this level was released: what it did is the surrounding one's.
+pub fn release(level: i32) {
+    PARKED.with(|parked| parked.iter_mut().for_each(|p| p.level = p.level.min(level - 1)));
+}
+
+fn unpark_where(is_over: impl Fn(Parked) -> bool) {
+    let Some(shared) = shmem::try_get() else { return };
+    let any = PARKED.with(|all| {
+        let over = all.iter_mut().filter(|p| p.oid != 0 && is_over(**p)).map(std::mem::take);
+        over.map(|parked| Shared::unlist(&shared.parked, pg_sys::Oid::from(parked.oid))).count() > 0
+    });
+    if any {
         wake::launcher(shared);
     }
 }

@@ -11,8 +11,9 @@
 //!                            not while the database is parked
 //! ```
 
+use crate::backoff::Pause;
 use crate::shmem::{self, Database, Shared, State};
-use crate::{session, wake};
+use crate::{session, sleep, wake};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -54,7 +55,7 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
         let again_in_ms = launcher.reconcile();
-        wake::sleep(again_in_ms);
+        sleep::for_latch(again_in_ms);
     }
     shared.launcher_latch.store(std::ptr::null_mut(), SeqCst);
     // As PostgreSQL's logical replication launcher: 1 has the postmaster start it again, unless the server is shutting down.
@@ -72,18 +73,24 @@ fn forget_unborn() {
 }
 
 /// When a worker was started last, and how often in a row it ended soon after.
-#[derive(Default, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Start {
     at: i64,
     failures: u32,
 }
 
+impl Default for Start {
+    fn default() -> Self {
+        Start { at: -2 * SETTLED, failures: 0 }
+    }
+}
+
 impl Start {
     /// Not to be started again before: 1 s after the second failure, twice as long each time, at most a minute.
-    fn not_before(self) -> i64 {
+    fn pause(self) -> Pause {
         match self.failures {
-            0 | 1 => 0,
-            n => self.at + (1_000_000 << (n - 2).min(6)).min(60_000_000),
+            0 | 1 => Pause::default(),
+            n => Pause::new(self.at, (1_000_000 << (n - 2).min(6)).min(60_000_000)),
         }
     }
 }
@@ -165,11 +172,12 @@ impl Launcher {
     }
 
     fn start(&mut self, place: &Database, oid: pg_sys::Oid) -> Option<i64> {
-        let now = wake::now();
+        let now = wake::monotonic();
         let mut start = self.started.get(&oid.to_u32()).copied().unwrap_or_default();
         let asked = place.stop.swap(false, SeqCst);
-        if start.not_before() > now && !asked {
-            return Some((start.not_before() - now) / 1000 + 1);
+        let left = start.pause().left(now);
+        if left > 0 && !asked {
+            return Some(left / 1000 + 1);
         }
         // First announce, then look whether a command has parked the database: it does so the other way round.
         place.set_state(State::Starting);

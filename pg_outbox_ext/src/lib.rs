@@ -5,9 +5,11 @@
 //! - [`trigger`]: an inserted row becomes a note in the backend's memory
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
 //! - [`commit`]: at commit the notes go to shared memory
-//! - [`shmem`], [`ring`], [`counters`], [`recount`]: what the backends and the worker share
-//! - [`worker`]: the one process that notifies; its timers, its recovery
-//! - [`pack`]: many events in one payload of at most 7,999 bytes
+//! - [`shmem`], [`ring`], [`timers`], [`counters`], [`recount`]: what the backends and the worker share
+//! - [`worker`]: the one process that notifies; [`wake`], [`sleep`]: how it is woken and how it sleeps
+//! - [`announce`], [`pack`]: many events in one payload of at most 7,999 bytes
+//! - [`chores`], [`retention`]: what else the worker does, between announcements, and never waits for
+//! - [`attempt`], [`backoff`], [`settings`]: a transaction that may fail, when to try again, what it depends on
 //! - [`launcher`]: one worker for each database that has the extension
 //! - [`hooks`]: commands that end a database or the extension; two-phase commit
 //! - [`roles`]: with whose rights code runs
@@ -18,7 +20,11 @@
 
 use pgrx::prelude::*;
 
+mod announce;
 mod api;
+mod attempt;
+mod backoff;
+mod chores;
 mod commit;
 mod counters;
 mod error;
@@ -29,14 +35,23 @@ mod note;
 mod pack;
 mod prepared;
 mod recount;
+mod retention;
 mod ring;
 mod roles;
 mod session;
+mod settings;
 mod shmem;
+mod sleep;
+mod timers;
 mod trigger;
 mod uuid;
 mod wake;
 mod worker;
+
+/// What [`ring`] and [`timers`] are built on; `models/` gives them loom's.
+mod atomic {
+    pub use std::sync::atomic::*;
+}
 
 pgrx::pg_module_magic!(name, version);
 

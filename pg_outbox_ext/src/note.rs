@@ -5,6 +5,7 @@
 
 use crate::counters::ByStatus;
 use crate::shmem::NEVER;
+use crate::timers::Moments;
 
 /// Ids listed for one transaction; beyond that the wake-up names no events.
 pub const MAX_IDS: usize = 1000;
@@ -39,6 +40,8 @@ pub struct Note {
     pub due: i64,
     /// When the first of the events that are scheduled can go.
     pub scheduled: i64,
+    /// When the first of the events that became processed is old enough to be removed.
+    pub retention: i64,
     pub lease_due: i64,
     pub claims: i64,
     pub wake_due: bool,
@@ -68,6 +71,7 @@ impl Note {
             latencies: Vec::new(),
             due: NEVER,
             scheduled: NEVER,
+            retention: NEVER,
             lease_due: NEVER,
             claims: 0,
             wake_due: false,
@@ -110,6 +114,23 @@ impl Note {
             && !self.dropped
     }
 
+    /// Whether the transaction held the lock of claims and settlements, as far as it can be told.
+    pub fn had_the_turn(&self) -> bool {
+        self.mark.is_some() || self.waiting.is_some() || self.claims != 0
+    }
+
+    /// What it adds to the worker's timers.
+    pub fn moments(&self) -> Moments {
+        Moments {
+            due: self.due,
+            scheduled: self.scheduled,
+            retention: self.retention,
+            // Recovery has counted them all.
+            claims: if self.found.is_some() { 0 } else { self.claims },
+            lease_end: self.lease_due,
+        }
+    }
+
     fn absorb(&mut self, inner: Note) {
         for id in inner.ids {
             self.list(id);
@@ -129,6 +150,7 @@ impl Note {
         }
         self.due = self.due.min(inner.due);
         self.scheduled = self.scheduled.min(inner.scheduled);
+        self.retention = self.retention.min(inner.retention);
         self.lease_due = self.lease_due.min(inner.lease_due);
         self.claims += inner.claims;
         self.wake_due |= inner.wake_due;
@@ -191,8 +213,9 @@ impl Notes {
         Some(first)
     }
 
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// The transaction is undone. Whether it held the lock of claims and settlements.
+    pub fn clear(&mut self) -> bool {
+        std::mem::take(&mut self.0).iter().any(Note::had_the_turn)
     }
 }
 

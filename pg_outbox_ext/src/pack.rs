@@ -12,7 +12,7 @@ const CLOSE: &[u8] = b"]}";
 /// One event's descriptions, from what is wanted to what always fits.
 #[derive(Debug, Clone)]
 pub struct Described {
-    pub body: Vec<u8>,
+    pub body: Option<Vec<u8>>,
     pub cut: Option<Vec<u8>>,
     pub short: Vec<u8>,
 }
@@ -21,7 +21,7 @@ impl Described {
     /// The longest description that fits a payload of its own.
     fn fitting(&self) -> &[u8] {
         let fits = |text: &&[u8]| OPEN.len() + text.len() + CLOSE.len() <= MAX_BYTES;
-        [Some(&self.body[..]), self.cut.as_deref()].into_iter().flatten().find(fits).unwrap_or(&self.short)
+        [self.body.as_deref(), self.cut.as_deref()].into_iter().flatten().find(fits).unwrap_or(&self.short)
     }
 }
 
@@ -30,32 +30,53 @@ pub fn wake_up(reason: &str) -> Vec<u8> {
     format!("{{\"v\":1,\"events\":[],\"reason\":\"{reason}\"}}").into_bytes()
 }
 
-/// Payloads for these events, in their order; one that says "overflow" when there would be too many.
-pub fn pack(events: &[Described]) -> Vec<Vec<u8>> {
-    let mut payloads: Vec<Vec<u8>> = Vec::new();
-    for event in events {
+/// Payloads for events, in their order; one that says "overflow" when there would be too many. Holds no more than those.
+#[derive(Default)]
+pub struct Packer {
+    payloads: Vec<Vec<u8>>,
+}
+
+impl Packer {
+    pub fn add(&mut self, event: &Described) {
+        if self.is_full() {
+            return;
+        }
         let text = event.fitting();
-        match payloads.last_mut() {
+        match self.payloads.last_mut() {
             Some(last) if last.len() + 1 + text.len() + CLOSE.len() <= MAX_BYTES => {
                 last.push(b',');
                 last.extend_from_slice(text);
             }
-            _ => payloads.push([OPEN, text].concat()),
+            _ => self.payloads.push([OPEN, text].concat()),
         }
     }
-    if payloads.len() > MAX_PAYLOADS {
-        return vec![wake_up("overflow")];
+
+    /// More events change nothing any more.
+    pub fn is_full(&self) -> bool {
+        self.payloads.len() > MAX_PAYLOADS
     }
-    payloads.iter_mut().for_each(|payload| payload.extend_from_slice(CLOSE));
-    payloads
+
+    pub fn finish(mut self) -> Vec<Vec<u8>> {
+        if self.is_full() {
+            return vec![wake_up("overflow")];
+        }
+        self.payloads.iter_mut().for_each(|payload| payload.extend_from_slice(CLOSE));
+        self.payloads
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn pack(events: &[Described]) -> Vec<Vec<u8>> {
+        let mut packer = Packer::default();
+        events.iter().for_each(|event| packer.add(event));
+        packer.finish()
+    }
+
     fn event(bytes: usize) -> Described {
-        Described { body: vec![b'x'; bytes], cut: Some(vec![b'c'; 100]), short: vec![b's'; 50] }
+        Described { body: Some(vec![b'x'; bytes]), cut: Some(vec![b'c'; 100]), short: vec![b's'; 50] }
     }
 
     const ROOM: usize = MAX_BYTES - OPEN.len() - CLOSE.len();
@@ -89,8 +110,8 @@ mod tests {
     #[test]
     fn multi_byte_text_counts_its_bytes() {
         let text = "ä€😀".repeat(ROOM / 9 + 1);
-        let wide = Described { body: text.clone().into_bytes(), ..event(0) };
-        assert!(text.chars().count() < ROOM && wide.body.len() > ROOM);
+        let wide = Described { body: Some(text.clone().into_bytes()), ..event(0) };
+        assert!(text.chars().count() < ROOM && text.len() > ROOM);
         assert_eq!(pack(&[wide])[0], [OPEN, &[b'c'; 100], CLOSE].concat());
     }
 

@@ -7,6 +7,7 @@
 use crate::counters::ByStatus;
 use crate::note::Note;
 use crate::shmem::{self, Database, NEVER};
+use crate::timers::{AT_ONCE, Moments};
 use crate::{commit, wake};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -76,7 +77,17 @@ impl Prepared {
         let changes: ByStatus = std::array::from_fn(|i| self.by_status[i].load(Relaxed));
         database.count(self.transaction.load(Relaxed), changes);
         database.counters.published.fetch_add(self.published.load(Relaxed), Relaxed);
-        database.next_due.fetch_min(self.due.load(Relaxed), SeqCst);
+        let scheduled = self.scheduled.load(Relaxed);
+        if scheduled != NEVER {
+            database.wake_due.store(true, SeqCst);
+        }
+        database.timers.note(&Moments {
+            due: self.due.load(Relaxed),
+            scheduled,
+            retention: NEVER,
+            claims: 0,
+            lease_end: NEVER,
+        });
         let min_id = self.min_id.load(Relaxed);
         if min_id != NEVER {
             database.hint.fetch_min(min_id, SeqCst);
@@ -84,11 +95,6 @@ impl Prepared {
         let named = usize::try_from(self.len.load(Relaxed)).ok().and_then(|len| self.ids.get(..len));
         if !named.is_some_and(|ids| ids.iter().all(|id| database.ring.push(id.load(Relaxed)))) {
             database.overflow.store(true, SeqCst);
-        }
-        let scheduled = self.scheduled.load(Relaxed);
-        if scheduled != NEVER {
-            database.scheduled_due.fetch_min(scheduled, SeqCst);
-            database.wake_due.store(true, SeqCst);
         }
     }
 }
@@ -106,7 +112,7 @@ pub fn commit(name: &[u8]) {
             Some(place) => place.apply(database),
             None => database.recover.store(true, SeqCst),
         }
-        wake::worker(database);
+        wake::worker(database, AT_ONCE);
     }
     if let Some(place) = place {
         place.name.store(0, SeqCst);

@@ -2,11 +2,12 @@
 //!
 //! Source: D. Vyukov, "Bounded MPMC queue", 1024cores.net. Each cell carries a sequence number that says whose turn it is,
 //! so that nobody waits for a lock and a pusher that is descheduled delays only what comes behind it.
+//!
+//! Pure code over atomics, which `models/` runs under loom.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::*};
+use crate::atomic::{AtomicI64, AtomicU64, Ordering::*};
 
-pub const CAPACITY: usize = 2048;
-
+#[derive(Default)]
 #[repr(C)]
 struct Cell {
     turn: AtomicU64,
@@ -14,13 +15,25 @@ struct Cell {
 }
 
 #[repr(C)]
-pub struct Ring {
+pub struct Ring<const CAPACITY: usize> {
     tail: AtomicU64,
     head: AtomicU64,
     cells: [Cell; CAPACITY],
 }
 
-impl Ring {
+impl<const CAPACITY: usize> Default for Ring<CAPACITY> {
+    fn default() -> Self {
+        let ring = Ring {
+            tail: AtomicU64::default(),
+            head: AtomicU64::default(),
+            cells: std::array::from_fn(|_| Cell::default()),
+        };
+        ring.reset();
+        ring
+    }
+}
+
+impl<const CAPACITY: usize> Ring<CAPACITY> {
     /// Empties the queue. Only while nobody else uses it.
     pub fn reset(&self) {
         self.tail.store(0, Relaxed);
@@ -66,6 +79,7 @@ impl Ring {
         Some(id)
     }
 
+    /// Whoever pushed before it looked at an alarm that was not set yet is counted: see `timers`.
     pub fn len(&self) -> u64 {
         self.tail.load(Relaxed).saturating_sub(self.head.load(Relaxed))
     }

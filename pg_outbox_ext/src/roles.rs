@@ -18,13 +18,21 @@ const KEEPER: &CStr = c"outbox_keeper";
 const DEFINER: i32 = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
 const RESTRICTED: i32 = pg_sys::SECURITY_RESTRICTED_OPERATION as i32;
 
-/// For the worker, in a transaction: from here on and until [`be_oneself`] it is `outbox_owner`.
-pub fn be_owner() {
-    // SAFETY: a catalog look-up in a transaction, and an assignment; an ERROR if there is no such role.
-    unsafe { pg_sys::SetUserIdAndSecContext(pg_sys::get_role_oid(OWNER.as_ptr(), false), DEFINER | RESTRICTED) }
+/// For the worker, in a transaction: does this as `outbox_owner`, whom it remains until [`be_oneself`]. Settings made
+/// meanwhile end with it.
+pub fn as_owner<R>(body: impl FnOnce() -> R) -> R {
+    // SAFETY: a catalog look-up in a transaction, and assignments; an ERROR if there is no such role.
+    let settings = unsafe {
+        pg_sys::SetUserIdAndSecContext(pg_sys::get_role_oid(OWNER.as_ptr(), false), DEFINER | RESTRICTED);
+        pg_sys::NewGUCNestLevel()
+    };
+    let result = body();
+    // SAFETY: the level that was begun above; after an ERROR the end of the transaction ends it.
+    unsafe { pg_sys::AtEOXact_GUC(false, settings) };
+    result
 }
 
-/// For the worker, after the transaction. (After an ERROR the worker ends.)
+/// For the worker, after the transaction.
 pub fn be_oneself() {
     // SAFETY: a read of a variable and an assignment.
     unsafe { pg_sys::SetUserIdAndSecContext(pg_sys::GetSessionUserId(), 0) }

@@ -1,10 +1,11 @@
-//! Attached consumers. A session takes a place in shared memory; when its backend ends, in whatever way, the place is
-//! marked and the worker releases what the session had claimed. (A backend that is killed takes the server through a
-//! restart, after which every claim is released.)
+//! Attached consumers. A session takes a place in shared memory; when its backend ends, in whatever way, or it detaches,
+//! the place is marked and the worker releases what the session had claimed. (A backend that is killed takes the server
+//! through a restart, after which every claim is released.)
 
 use crate::commit::Local;
 use crate::error::{Error, raise};
 use crate::shmem::{self, Attachment, Database};
+use crate::timers::AT_ONCE;
 use crate::wake;
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
@@ -34,8 +35,21 @@ pub fn attach(name: &str) {
     mine.database.store(database.to_u32(), Relaxed);
     mine.id.store(shared.next_attachment.fetch_add(1, SeqCst) + 1, SeqCst);
     MINE.with(|m| *m = Some(mine));
-    // SAFETY: the callback lives in this library, which is never unloaded.
-    unsafe { pg_sys::on_shmem_exit(Some(ended), pg_sys::Datum::null()) };
+    // PostgreSQL has room for few such callbacks, and a pooled session may attach often.
+    if !WATCHED.with(|watched| std::mem::replace(watched, true)) {
+        // SAFETY: the callback lives in this library, which is never unloaded.
+        unsafe { pg_sys::on_shmem_exit(Some(backend_ended), pg_sys::Datum::null()) };
+    }
+}
+
+/// The end of this backend is watched.
+static WATCHED: Local<bool> = Local::new(false);
+
+/// Ends this session's attachment as the session's end would, for a session that goes to another user (DISCARD ALL).
+/// False: there was none.
+pub fn detach() -> bool {
+    let mine = MINE.with(Option::take);
+    mine.inspect(|place| give_up(place)).is_some()
 }
 
 /// This session's attachment.
@@ -43,13 +57,16 @@ pub fn mine() -> Option<i64> {
     MINE.with(|mine| mine.map(|a| a.id.load(Relaxed)))
 }
 
-unsafe extern "C-unwind" fn ended(_code: i32, _arg: pg_sys::Datum) {
-    let Some(mine) = MINE.with(Option::take) else { return };
+unsafe extern "C-unwind" fn backend_ended(_code: i32, _arg: pg_sys::Datum) {
+    detach();
+}
+
+fn give_up(mine: &Attachment) {
     mine.ended.store(true, SeqCst);
     match shmem::current() {
         Some(database) => {
             database.ended_attachments.fetch_add(1, SeqCst);
-            wake::worker(database);
+            wake::worker(database, AT_ONCE);
         }
         // The extension is gone, and with it what was claimed.
         None => give_back(mine),
@@ -84,10 +101,7 @@ pub fn attached() -> Vec<(i64, i32, String, i64)> {
 }
 
 /// For the worker: the sessions of this database that ended, as their attachments.
-pub fn take_ended(database: &Database) -> Vec<i64> {
-    if database.ended_attachments.swap(0, SeqCst) == 0 {
-        return Vec::new();
-    }
+pub fn ended(database: &Database) -> Vec<i64> {
     all_ended(database.oid.load(Relaxed)).map(|a| a.id.load(Relaxed)).collect()
 }
 

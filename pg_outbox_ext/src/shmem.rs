@@ -7,6 +7,7 @@ use crate::counters::{ByStatus, Counters};
 use crate::prepared::Prepared;
 use crate::recount::Recount;
 use crate::ring::Ring;
+use crate::timers::Timers;
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
@@ -14,8 +15,18 @@ pub const ATTACHMENTS: usize = 512;
 pub const PREPARED: usize = 1024;
 pub const REQUESTS: usize = 64;
 
-/// "Never", for moments and for ids alike.
-pub const NEVER: i64 = i64::MAX;
+/// Ids that wait to be announced; with more, the announcement names none.
+const RING: usize = 2048;
+
+pub use crate::timers::NEVER;
+
+/// Below every id.
+pub const BEFORE_ALL: i64 = i64::MIN;
+
+/// An id as the hint holds it, for which [`NEVER`] means none.
+pub fn as_hint(id: i64) -> i64 {
+    id.min(NEVER - 1)
+}
 
 /// The life of a database's worker. The launcher moves Idle to Starting; the worker moves on to Running, and back to Idle
 /// when it ends.
@@ -34,8 +45,6 @@ pub struct Database {
     state: AtomicU32,
     pub worker_pid: AtomicI32,
     pub worker_latch: AtomicPtr<pg_sys::Latch>,
-    /// The worker sleeps, and is to be woken by whoever takes this to false.
-    pub armed: AtomicBool,
     /// The worker is to end.
     pub stop: AtomicBool,
     /// The worker found no extension here.
@@ -53,12 +62,10 @@ pub struct Database {
     /// server before gave out.
     pub last_token: AtomicI64,
 
-    pub next_due: AtomicI64,
-    /// When the first scheduled event can go that no claim has seen yet, or later ones may hide behind it.
-    pub scheduled_due: AtomicI64,
-    pub lease_due: AtomicI64,
-    pub open_claims: AtomicI64,
+    pub timers: Timers,
     pub ended_attachments: AtomicU32,
+    /// The worker did not get the lock of claims and settlements in time: whoever holds it says when it lets go.
+    pub turn_wanted: AtomicBool,
 
     /// More events than could be listed.
     pub overflow: AtomicBool,
@@ -71,16 +78,15 @@ pub struct Database {
 
     pub counters: Counters,
     pub recount: Recount,
-    pub ring: Ring,
+    pub ring: Ring<RING>,
 }
 
 impl Database {
     fn reset(&self) {
         for flag in [
-            &self.armed,
             &self.stop,
             &self.absent,
-            &self.waiting,
+            &self.turn_wanted,
             &self.overflow,
             &self.wake_due,
             &self.wake_released,
@@ -92,18 +98,23 @@ impl Database {
         self.state.store(State::Idle as u32, Relaxed);
         self.worker_pid.store(0, Relaxed);
         self.worker_latch.store(std::ptr::null_mut(), Relaxed);
-        self.mark.store(0, Relaxed);
-        self.head.store(0, Relaxed);
-        for never in [&self.hint, &self.next_due, &self.scheduled_due, &self.lease_due] {
-            never.store(NEVER, Relaxed);
-        }
-        self.open_claims.store(0, Relaxed);
         self.ended_attachments.store(0, Relaxed);
         self.since.store(crate::wake::now(), Relaxed);
         self.last_token.store(crate::wake::now(), Relaxed);
+        self.ring.reset();
+        self.forget();
+    }
+
+    /// Nothing is known of the tables any more. Only while nobody writes to them.
+    pub fn forget(&self) {
+        self.recovered.store(false, SeqCst);
+        self.mark.store(BEFORE_ALL, SeqCst);
+        self.hint.store(NEVER, SeqCst);
+        self.head.store(0, SeqCst);
+        self.waiting.store(false, SeqCst);
+        self.timers.reset();
         self.counters.reset();
         self.recount.reset();
-        self.ring.reset();
     }
 
     pub fn state(&self) -> State {

@@ -4,6 +4,7 @@
 use crate::commit::note;
 use crate::counters::{bucket, status_index};
 use crate::note::Note;
+use crate::shmem::as_hint;
 use crate::{guc, wake};
 use pgrx::pg_sys;
 
@@ -101,7 +102,7 @@ fn inserted(row: &Row, note: &mut Note) {
         Some(at) if at > wake::now() => note.due = note.due.min(at),
         Some(_) => note.list(id),
         None => {
-            note.min_id = note.min_id.min(id);
+            note.min_id = note.min_id.min(as_hint(id));
             note.list(id);
         }
     }
@@ -116,7 +117,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
             Some(2) => {
                 note.processed += 1;
                 if let (Some(at), Some(kept)) = (new.int(column::PROCESSED_AT), guc::retention()) {
-                    note.due = note.due.min(at + kept);
+                    note.retention = note.retention.min(at.saturating_add(kept));
                 }
                 note.latency(bucket(latency(new)));
             }
@@ -125,7 +126,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
         }
     }
     if new.is_fresh() && !old.is_fresh() {
-        note.min_id = note.min_id.min(new.int(column::ID).unwrap_or(0));
+        note.min_id = note.min_id.min(as_hint(new.int(column::ID).unwrap_or(0)));
         note.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
     }
     if let Some(at) = new.scheduled() {
@@ -137,7 +138,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
 fn latency(row: &Row) -> i64 {
     let from = row.int(column::CREATED_AT).max(row.int(column::AVAILABLE_AT));
     match (row.int(column::PROCESSED_AT), from) {
-        (Some(processed), Some(from)) => processed - from,
+        (Some(processed), Some(from)) => processed.saturating_sub(from),
         _ => 0,
     }
 }

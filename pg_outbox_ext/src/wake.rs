@@ -1,25 +1,32 @@
-//! Latches and clocks: how the worker is woken and how it sleeps.
+//! Latches and clocks: how the worker and the launcher are woken, and what time it is.
 
 use crate::shmem::{Database, Shared};
 use pgrx::pg_sys;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering::*};
+use std::time::Instant;
 
-/// Now, in microseconds of PostgreSQL's epoch.
+/// Now, in microseconds of PostgreSQL's epoch. The clock on the wall: it may be set, so it is for moments alone.
 pub fn now() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
-/// Wakes the worker if it sleeps; costs one atomic read if it does not.
-pub fn worker(database: &Database) {
-    if database.armed.load(SeqCst) && database.armed.swap(false, SeqCst) {
+/// Microseconds since this process first asked: for how long something takes, whatever becomes of the clock on the wall.
+pub fn monotonic() -> i64 {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    i64::try_from(FIRST.get_or_init(Instant::now).elapsed().as_micros()).unwrap_or(i64::MAX)
+}
+
+/// After something was made due at that moment: wakes the worker if it sleeps for longer.
+pub fn worker(database: &Database, at: i64) {
+    if database.timers.alarm.ring(at) {
         set(&database.worker_latch);
     }
 }
 
-/// Wakes the worker in any case: it is to end, or something is not among what it looks at before it sleeps.
+/// Wakes the worker in any case: it is to end.
 pub fn worker_now(database: &Database) {
-    database.armed.store(false, SeqCst);
     set(&database.worker_latch);
 }
 
@@ -54,16 +61,4 @@ fn set(latch: &AtomicPtr<pg_sys::Latch>) {
 pub fn own() -> *mut pg_sys::Latch {
     // SAFETY: set when the process started.
     unsafe { pg_sys::MyLatch }
-}
-
-/// Sleeps until the latch is set or so many milliseconds have gone (none: for ever), then serves PostgreSQL's interrupts.
-pub fn sleep(timeout_ms: Option<i64>) {
-    let events =
-        pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | if timeout_ms.is_some() { pg_sys::WL_TIMEOUT } else { 0 };
-    // SAFETY: plain calls of PostgreSQL's latch functions on this process's own latch.
-    unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout_ms.unwrap_or(-1) as _, pg_sys::PG_WAIT_EXTENSION);
-        pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
-    pgrx::check_for_interrupts!();
 }
