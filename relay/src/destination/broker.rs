@@ -10,15 +10,12 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, ErrorKind};
+use lapin::{Connection, ErrorKind};
 use tokio::sync::{Mutex, watch};
-use tokio::time::timeout;
 
 use super::ConfigError;
+use super::dial::dial;
 use crate::config::Amqp;
-
-/// From the first packet to an open connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After a failure nobody tries again for this long: many deliveries fail together.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -27,7 +24,8 @@ pub const PAUSE: Duration = Duration::from_millis(100);
 const HEARTBEAT: u16 = 10;
 
 pub struct Broker {
-    uri: AMQPUri,
+    /// One for each host.
+    uris: Vec<AMQPUri>,
     tls: OwnedTLSConfig,
     state: Mutex<State>,
 }
@@ -64,13 +62,11 @@ impl Link {
 impl Broker {
     /// Connects to nothing yet.
     pub fn new(amqp: &Amqp) -> Result<Self, ConfigError> {
-        // The parser's own error could show the password.
-        let mut uri: AMQPUri = amqp
-            .url
-            .parse()
-            .map_err(|_| ConfigError("AMQP_URL is malformed: use amqp://user:password@host:5672/vhost".into()))?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Broker { uri, tls: tls(amqp)?, state: Mutex::default() })
+        let mut uris = amqp.url.uris.clone();
+        for uri in &mut uris {
+            uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        }
+        Ok(Broker { uris, tls: tls(amqp)?, state: Mutex::default() })
     }
 
     /// The open connection. The error is ready for an operator and shows no password.
@@ -110,25 +106,9 @@ impl Broker {
     }
 
     async fn connect(&self) -> Result<Link, String> {
-        let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
-        let properties = ConnectionProperties::default().with_connection_name("outbox-relay".into());
-        let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, self.tls.clone(), runtime);
-        let connection = timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| {
-                format!(
-                    "can't connect to RabbitMQ at {}: no answer within {} s",
-                    self.place(),
-                    CONNECT_TIMEOUT.as_secs()
-                )
-            })?
-            .map_err(|error| format!("can't connect to RabbitMQ at {}: {}", self.place(), describe(&error)))?;
+        let connection = dial(&self.uris, &self.tls).await?;
         let blocked = watch_blocked(&connection);
         Ok(Link { connection, blocked })
-    }
-
-    fn place(&self) -> String {
-        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
 }
 

@@ -6,6 +6,7 @@
 mod address;
 mod body;
 mod broker;
+mod dial;
 mod rabbitmq;
 mod returns;
 mod signature;
@@ -64,6 +65,8 @@ pub struct Spec {
     /// Signing secrets, the current one first.
     pub secrets: Vec<String>,
     pub max_attempts: Option<i32>,
+    /// Why its row could not be read as a whole.
+    pub unreadable: Option<String>,
 }
 
 impl std::fmt::Debug for Spec {
@@ -130,6 +133,9 @@ pub enum Destination {
 impl Destination {
     /// Connects to nothing yet.
     pub fn build(spec: &Spec, environment: &Environment) -> Result<Self, ConfigError> {
+        if let Some(error) = &spec.unreadable {
+            return Err(ConfigError(error.clone()));
+        }
         match (spec.kind.as_str(), &environment.broker) {
             ("rabbitmq", Some(broker)) => RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq),
             ("rabbitmq", None) => Err(ConfigError("AMQP_URL is not set".into())),
