@@ -16,6 +16,12 @@ CREATE FUNCTION outbox._raise_mark(mark bigint, head bigint) RETURNS void
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'raise_mark_wrapper';
 COMMENT ON FUNCTION outbox._raise_mark(bigint, bigint) IS 'at commit: the low-water mark and the head of the claims';
 
+CREATE FUNCTION outbox._last_token() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'last_token_wrapper';
+COMMENT ON FUNCTION outbox._last_token() IS 'no claim has a higher token; no less than the microseconds at which the server started';
+
+CREATE FUNCTION outbox._note_token(token bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_token_wrapper';
+COMMENT ON FUNCTION outbox._note_token(bigint) IS 'this token is given out, whether or not the transaction commits';
+
 CREATE FUNCTION outbox._timer(at timestamptz) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'note_timer_wrapper';
 COMMENT ON FUNCTION outbox._timer(timestamptz) IS 'at commit: the worker wakes at that moment at the latest; null: nothing';
 

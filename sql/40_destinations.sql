@@ -167,19 +167,21 @@ BEGIN
             MESSAGE = format('destination %I exists already, of kind %s', v_old.name, v_old.kind),
             HINT = 'Remove it first with outbox.remove_destination(), or choose another name.';
     END IF;
+    -- What is in flight was handed out by the old patterns.
+    IF v_old.event_types <> _put_destination.event_types THEN
+        PERFORM outbox._list_in_flight();
+    END IF;
     INSERT INTO outbox.destination AS d
            (name, kind, event_types, like_patterns, exchange, routing_key, url, settings, since_token)
     VALUES (_put_destination.name, _put_destination.kind, _put_destination.event_types,
             outbox._like_patterns(_put_destination.event_types), _put_destination.exchange,
             _put_destination.routing_key, _put_destination.url, _put_destination.settings,
-            nextval('outbox.claim_token_seq'))
+            outbox._new_token())
     ON CONFLICT ON CONSTRAINT destination_pkey DO UPDATE
        SET event_types = excluded.event_types, like_patterns = excluded.like_patterns, exchange = excluded.exchange,
            routing_key = excluded.routing_key, url = excluded.url, settings = excluded.settings,
            disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL;
-    -- What waited for the first destination stands in no line yet.
-    UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
-     WHERE d.destination = '' AND d.status = 'pending' AND d.next_attempt_at IS NULL;
+    PERFORM outbox._give_to_destinations();
     PERFORM outbox._destinations_changed(_put_destination.name);
 END
 $$;

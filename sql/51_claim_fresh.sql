@@ -12,36 +12,59 @@ AS $$
 $$;
 COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events claimed whole that stand in a line, with their line';
 
+-- Scheduled events whose time has come and that no claim has routed yet: more fell due at once than one claim takes.
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._unrouted_line(line bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
+    LANGUAGE sql STABLE ROWS 1
+AS $$
+    SELECT e.id, e.event_type
+      FROM @extschema@.outbox_events e
+     WHERE CASE WHEN e.aggregate_id IS NOT NULL
+                THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = line
+       AND e.available_at IS NOT NULL AND NOT e.routed AND e.available_at <= moment
+       AND e.status = 'pending' AND NOT e.expanded
+$$;
+COMMENT ON FUNCTION outbox._unrouted_line(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
+
 -- Of the fresh events that can go now, each destination gets its own answer: held by this claim, or parked in
 -- outbox.delivery because the destination can't be served or an earlier event of the aggregate is outstanding there.
 -- (What is outstanding before one event of a line is so before the later ones: no event of a line passes a parked one.)
--- seen: how many events were looked at closely; fewer than asked for means that no more can go now.
+-- Not now: events whose row another transaction has locked, and those of their lines and of lines in flight.
+-- unrouted_left: scheduled events are due that are not in outbox.delivery yet. seen: how many events were looked at closely.
+-- full: the window ended before the fresh events did. behind: how many can't go now; stuck: of these, the locked ones.
 CREATE FUNCTION outbox._claim_fresh(
-    token bigint, served text[], mark bigint, head bigint, max_events int,
-    OUT ids bigint[], OUT held text[], OUT seen bigint, OUT behind bigint, OUT unrouted bigint)
+    token bigint, served text[], mark bigint, head bigint, max_events int, window_size bigint, unrouted_left boolean,
+    OUT ids bigint[], OUT held text[], OUT seen bigint, OUT "full" boolean, OUT behind bigint, OUT stuck bigint,
+    OUT unrouted bigint)
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_later timestamptz;
     v_elsewhere boolean;
 BEGIN
     WITH lane AS MATERIALIZED (
         SELECT * FROM outbox._lanes(served) l ORDER BY l.name
     ), candidate AS MATERIALIZED (
-        SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key, e.available_at
+        SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key, e.xmax <> 0 AS touched
           FROM @extschema@.outbox_events e
-         WHERE e.id >= mark AND e.status = 'pending' AND NOT e.expanded
-         ORDER BY e.id LIMIT max_events + 200
+         WHERE e.id >= mark AND e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL
+         ORDER BY e.id LIMIT window_size
+    ), lockable AS MATERIALIZED (
+        SELECT e.id FROM @extschema@.outbox_events e
+         WHERE e.id = ANY (ARRAY(SELECT c.id FROM candidate c WHERE c.touched)) FOR NO KEY UPDATE SKIP LOCKED
+    ), judged AS MATERIALIZED (
+        SELECT c.id, c.event_type, c.key, c.touched AND (c.id IN (SELECT l.id FROM lockable l)) IS NOT TRUE AS locked
+          FROM candidate c
     ), busy AS MATERIALIZED (
         SELECT f.key FROM outbox._in_flight(mark, head) f
+        UNION ALL
+        SELECT j.key FROM judged j WHERE j.locked
     ), marked AS MATERIALIZED (
-        SELECT c.id, c.event_type, c.key, c.available_at, coalesce(c.available_at > v_now, false) AS early,
-               c.key IS NOT NULL AND c.key IN (SELECT b.key FROM busy b) AS waits
-          FROM candidate c
+        SELECT j.id, j.event_type, j.key, j.locked, j.locked OR (j.key IS NOT NULL AND j.key IN (SELECT b.key FROM busy b)) AS waits
+          FROM judged j
     ), ready AS MATERIALIZED (
-        SELECT m.id, m.event_type, m.key FROM marked m WHERE NOT m.early AND NOT m.waits ORDER BY m.id LIMIT max_events
+        SELECT m.id, m.event_type, m.key FROM marked m WHERE NOT m.waits ORDER BY m.id LIMIT max_events
     ), plan AS MATERIALIZED (
         SELECT r.id, r.key, w.wanted, w.held, w.parked, w.behind, w.elsewhere
           FROM ready r
@@ -50,12 +73,14 @@ BEGIN
                       array_agg(x.name) FILTER (WHERE x.behind OR NOT x.serve) AS parked,
                       array_agg(x.behind) FILTER (WHERE x.behind OR NOT x.serve) AS behind,
                       bool_or(x.elsewhere AND NOT x.behind) AS elsewhere
-                 FROM (SELECT l.name, l.serve, l.elsewhere, r.key IS NOT NULL AND EXISTS (
+                 FROM (SELECT l.name, l.serve, l.elsewhere, r.key IS NOT NULL AND (EXISTS (
                               SELECT FROM outbox.delivery d
                                WHERE d.destination = l.name AND d.aggregate_key = r.key
                                  AND (d.status = 'processing'
                                       OR (d.place < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
-                              AS behind
+                              OR (unrouted_left AND EXISTS (
+                              SELECT FROM outbox._unrouted_line(r.key, v_now) s
+                               WHERE s.id < r.id AND s.event_type LIKE ANY (l.like_patterns)))) AS behind
                          FROM lane l WHERE r.event_type LIKE ANY (l.like_patterns)
                        OFFSET 0) x) w
     ), moved AS (
@@ -64,33 +89,27 @@ BEGIN
                processed_at = CASE WHEN p.wanted = 0 THEN v_now END,
                claim_token = CASE WHEN p.held IS NOT NULL THEN token END,
                expanded = p.parked IS NOT NULL
-          FROM plan p WHERE e.id = p.id
+          FROM plan p WHERE e.id BETWEEN p.id AND p.id AND e.status = 'pending' AND NOT e.expanded
+        RETURNING p.*
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
-        SELECT p.id, u.name, p.key, 'pending',
-               CASE WHEN p.key IS NULL OR (NOT u.behind AND row_number() OVER (PARTITION BY u.name, p.key ORDER BY p.id) = 1)
+        SELECT m.id, u.name, m.key, 'pending',
+               CASE WHEN m.key IS NULL OR (NOT u.behind AND row_number() OVER (PARTITION BY u.name, m.key ORDER BY m.id) = 1)
                     THEN v_now END
-          FROM plan p CROSS JOIN LATERAL unnest(p.parked, p.behind) AS u (name, behind)
+          FROM moved m CROSS JOIN LATERAL unnest(m.parked, m.behind) AS u (name, behind)
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
-    ), early AS (
-        UPDATE @extschema@.outbox_events e SET expanded = true
-         WHERE e.id = ANY (ARRAY(SELECT m.id FROM marked m WHERE m.early))
-    ), scheduled AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
-        SELECT m.id, '', m.key, 'scheduled', m.available_at FROM marked m WHERE m.early
     )
-    SELECT array_agg(p.id) FILTER (WHERE p.held IS NOT NULL), array_agg(p.held::text) FILTER (WHERE p.held IS NOT NULL),
-           count(*), count(*) FILTER (WHERE p.wanted = 0),
-           (SELECT count(*) FROM marked m WHERE NOT m.early AND m.waits),
-           (SELECT min(m.available_at) FROM marked m WHERE m.early), bool_or(p.elsewhere)
-      INTO ids, held, seen, unrouted, behind, v_later, v_elsewhere
-      FROM plan p;
-    IF v_later IS NOT NULL THEN
-        PERFORM outbox._timer(v_later);
-    END IF;
+    SELECT array_agg(m.id ORDER BY m.id) FILTER (WHERE m.held IS NOT NULL),
+           array_agg(m.held::text ORDER BY m.id) FILTER (WHERE m.held IS NOT NULL),
+           count(*), count(*) FILTER (WHERE m.wanted = 0), bool_or(m.elsewhere),
+           (SELECT count(*) FROM candidate) >= window_size,
+           (SELECT count(*) FROM marked k WHERE k.waits), (SELECT count(*) FROM marked k WHERE k.locked)
+      INTO ids, held, seen, unrouted, v_elsewhere, "full", behind, stuck
+      FROM moved m;
     IF v_elsewhere THEN
         PERFORM outbox._wake('due');
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._claim_fresh(bigint, text[], bigint, bigint, int) IS 'claims fresh events; part of outbox.claim';
+COMMENT ON FUNCTION outbox._claim_fresh(bigint, text[], bigint, bigint, int, bigint, boolean) IS
+    'claims fresh events; part of outbox.claim';

@@ -1,62 +1,129 @@
 -- The other path of a claim: deliveries that are due again.
 
--- Scheduled events whose time has come, and events from before there was a destination: now they are owed to each
--- destination that wants them. A scheduled event takes its place in its aggregate's line at this moment.
-CREATE FUNCTION outbox._route_due(max_events int, v_now timestamptz) RETURNS void
+-- Scheduled events whose time has come are owed to each destination that wants them from now on, and take their places in
+-- the lines of their aggregates. More are routed by the next claims; until then outbox._unrouted_line() knows of them.
+-- What a line waited for may have turned out to be nothing for that destination: the line is looked at again.
+CREATE FUNCTION outbox._route_due(max_events int, v_now timestamptz) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
+#variable_conflict use_column
 DECLARE
     v_ids bigint[];
+    v_keys bigint[];
     v_unrouted bigint;
+    v_none boolean := NOT EXISTS (SELECT FROM outbox.destination);
 BEGIN
-    SELECT array_agg(d.id) INTO v_ids
-      FROM (SELECT d.id FROM outbox.delivery d
-             WHERE d.destination = '' AND d.status IN ('pending', 'scheduled') AND d.next_attempt_at <= v_now
-             ORDER BY d.next_attempt_at, d.id LIMIT max_events) d;
-    IF v_ids IS NULL THEN
-        RETURN;
-    ELSIF NOT EXISTS (SELECT FROM outbox.destination) THEN
-        UPDATE outbox.delivery d SET status = 'pending'
-         WHERE d.id = ANY (v_ids) AND d.destination = '' AND d.status = 'scheduled';
-        RETURN;
+    v_ids := ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                    WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
+                      AND e.status = 'pending' AND NOT e.expanded
+                    ORDER BY e.available_at, e.id LIMIT max_events FOR NO KEY UPDATE SKIP LOCKED);
+    IF cardinality(v_ids) > 0 THEN
+        WITH routed AS (
+            UPDATE @extschema@.outbox_events e SET routed = true, expanded = true
+             WHERE e.id = ANY (v_ids)
+            RETURNING e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+        ), listed AS (
+            INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+            SELECT r.id, t.name, r.key, 'pending', v_now
+              FROM routed r
+              JOIN (SELECT d.name, d.like_patterns FROM outbox.destination d
+                    UNION ALL SELECT '', ARRAY['%'] WHERE v_none) t ON r.event_type LIKE ANY (t.like_patterns)
+            ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
+            RETURNING id
+        )
+        SELECT array_agg(DISTINCT r.key) FILTER (WHERE r.key IS NOT NULL),
+               count(*) FILTER (WHERE (r.id IN (SELECT l.id FROM listed l)) IS NOT TRUE)
+          INTO v_keys, v_unrouted FROM routed r;
+        UPDATE @extschema@.outbox_events e SET status = 'processed', processed_at = clock_timestamp()
+         WHERE v_unrouted > 0 AND e.id = ANY (v_ids) AND e.status = 'pending'
+           AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
+        PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
+        PERFORM outbox._promote_lines(v_keys) WHERE v_keys IS NOT NULL;
+        PERFORM outbox._wake('due');    -- for those that serve other destinations, and for what there was no room for
     END IF;
-    DELETE FROM outbox.delivery d WHERE d.id = ANY (v_ids) AND d.destination = '';
-    INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
-    SELECT e.id, t.name, outbox._aggregate_key(e.aggregate_type, e.aggregate_id), 'pending', v_now
-      FROM @extschema@.outbox_events e JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
-     WHERE e.id = ANY (v_ids)
-    ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
-    SELECT count(*) INTO v_unrouted FROM unnest(v_ids) AS i (id)
-     WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = i.id);
-    PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
-    PERFORM outbox._refresh(v_ids);
-    PERFORM outbox._wake('due');    -- for those that serve other destinations, and for what there was no room for
+    -- What is left is more than one claim takes, or locked by others.
+    IF NOT EXISTS (SELECT FROM @extschema@.outbox_events e
+                    WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
+                      AND e.status = 'pending' AND NOT e.expanded) THEN
+        RETURN false;
+    END IF;
+    PERFORM outbox._look_again();
+    RETURN true;
 END
 $$;
-COMMENT ON FUNCTION outbox._route_due(int, timestamptz) IS 'turns events that waited unrouted into deliveries; part of outbox.claim';
+COMMENT ON FUNCTION outbox._route_due(int, timestamptz) IS
+    'turns scheduled events whose time has come into deliveries; whether some are left; part of outbox.claim';
+
+-- What was owed while there was no destination, or to one that was removed while a claim held it, is owed to each that wants
+-- it, with its place, attempts and schedule. All at once: fresh events of the same lines come after these.
+CREATE FUNCTION outbox._give_to_destinations() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_ids bigint[];
+    v_keys bigint[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.destination = '' AND d.status IN ('pending', 'failed')) THEN
+        RETURN;
+    END IF;
+    WITH given AS (
+        DELETE FROM outbox.delivery d WHERE d.destination = '' AND d.status IN ('pending', 'failed')
+        RETURNING d.*
+    ), listed AS (
+        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, attempts, next_attempt_at, last_error)
+        SELECT g.id, t.name, g.aggregate_key, g.status, g.attempts, g.next_attempt_at, g.last_error
+          FROM given g JOIN @extschema@.outbox_events e ON e.id = g.id
+          JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
+        ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
+    )
+    SELECT array_agg(g.id), array_agg(DISTINCT g.aggregate_key) FILTER (WHERE g.aggregate_key IS NOT NULL)
+      INTO v_ids, v_keys FROM given g;
+    PERFORM outbox._promote_lines(v_keys);
+    PERFORM outbox._refresh(v_ids);
+END
+$$;
+COMMENT ON FUNCTION outbox._give_to_destinations() IS 'events that waited for the first destination are owed to those that want them';
 
 -- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
 -- One that is due while an earlier one of its line is outstanding goes back into the line. Fresh events that appeared late,
--- among or before those of a line, join it. busy: lines that wait for an event claimed whole. more: another claim is needed.
+-- among or before those of a line, join it. One whose event another transaction has locked is put off for a moment; one
+-- whose event is not there (a restore may still bring it) leaves the way until recovery finds the event.
+-- busy: lines that wait for an event claimed whole. more: another claim is needed.
 CREATE FUNCTION outbox._claim_due(
-    v_token bigint, served text[], mark bigint, head bigint, max_events int,
+    v_token bigint, served text[], mark bigint, head bigint, max_events int, unrouted_left boolean,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
+    v_put_off boolean;
 BEGIN
     WITH lane AS MATERIALIZED (
         SELECT * FROM outbox._lanes(served)
-    ), due AS MATERIALIZED (
-        SELECT l.name, l.blocks, l.probe, x.id, x.aggregate_key AS key, x.at
+    ), found AS MATERIALIZED (
+        SELECT l.name, l.like_patterns, l.blocks, l.probe, x.id, x.aggregate_key AS key, x.at,
+               (SELECT e.xmax <> 0 FROM @extschema@.outbox_events e WHERE e.id = x.id) AS touched
           FROM lane l
          CROSS JOIN LATERAL (
                SELECT d.id, d.aggregate_key, d.ctid AS at FROM outbox.delivery d
                 WHERE d.destination = l.name AND d.status = 'pending' AND d.next_attempt_at <= v_now
                 ORDER BY d.next_attempt_at, d.id LIMIT CASE WHEN l.probe THEN 1 ELSE max_events END) x
          WHERE l.serve OR l.probe
+    ), lockable AS MATERIALIZED (
+        SELECT e.id FROM @extschema@.outbox_events e
+         WHERE e.id = ANY (ARRAY(SELECT f.id FROM found f WHERE f.touched)) FOR NO KEY UPDATE SKIP LOCKED
+    ), due AS MATERIALIZED (
+        SELECT f.* FROM found f WHERE NOT f.touched OR (f.id IN (SELECT l.id FROM lockable l)) IS TRUE
+    ), put_off AS (
+        UPDATE outbox.delivery d
+           SET next_attempt_at = CASE WHEN d.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE f.touched IS NOT NULL))
+                                      THEN v_now + interval '250 milliseconds' END
+         WHERE d.ctid = ANY (ARRAY(SELECT f.at FROM found f
+                                    WHERE f.touched IS NULL OR (f.touched AND (f.id IN (SELECT l.id FROM lockable l)) IS NOT TRUE)))
+        RETURNING 1
     ), whole AS MATERIALIZED (
         SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(mark, head) f WHERE EXISTS (SELECT FROM due)
     ), last AS MATERIALIZED (
@@ -65,22 +132,23 @@ BEGIN
           FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
     ), late AS MATERIALIZED (
         -- One sort, where a join would compare each fresh event with each line.
-        SELECT u.id, u.name, u.key, u.event_type
-          FROM (SELECT f.id, l.name, f.key, f.event_type, max(f.last) OVER (PARTITION BY l.name, f.key) AS last
+        SELECT u.id, u.name, u.key, u.event_type, u.touched
+          FROM (SELECT f.id, l.name, f.key, f.event_type, f.touched, max(f.last) OVER (PARTITION BY l.name, f.key) AS last
                   FROM (SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
-                               NULL::text AS name, NULL::bigint AS last
+                               NULL::text AS name, NULL::bigint AS last, e.xmax <> 0 AS touched
                           FROM @extschema@.outbox_events e
                          WHERE e.id >= mark AND e.id < (SELECT max(t.id) FROM last t) AND e.status = 'pending' AND NOT e.expanded
-                           AND e.aggregate_id IS NOT NULL AND (e.available_at IS NULL OR e.available_at <= v_now)
-                        UNION ALL SELECT NULL, NULL, t.key, t.name, t.id FROM last t) f
+                           AND e.aggregate_id IS NOT NULL AND e.available_at IS NULL
+                        UNION ALL SELECT NULL, NULL, t.key, t.name, t.id, false FROM last t) f
                   JOIN lane l ON l.name = f.name OR f.event_type LIKE ANY (l.like_patterns)) u
          WHERE u.id < u.last
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
         SELECT DISTINCT e.id, l.name, e.key, 'pending', v_now
           FROM late e JOIN lane l ON e.event_type LIKE ANY (l.like_patterns)
+         WHERE NOT e.touched
     ), lined_up AS (
-        UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t))
+        UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t WHERE NOT t.touched))
     ), judged AS MATERIALIZED (
         SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
                d.key IS NOT NULL AND (EXISTS (
@@ -88,7 +156,9 @@ BEGIN
                     WHERE y.destination = d.name AND y.aggregate_key = d.key AND y.place <> d.id
                       AND (y.status = 'processing'
                            OR (y.place < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks)))))
-                   OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)) AS behind
+                   OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)
+                   OR (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_line(d.key, v_now) s
+                                                  WHERE s.id < d.id AND s.event_type LIKE ANY (d.like_patterns)))) AS behind
           FROM due d
     ), line AS (
         SELECT j.name, j.id, j.at FROM judged j WHERE NOT j.busy AND NOT j.behind
@@ -96,33 +166,47 @@ BEGIN
         SELECT j.name, y.id, y.at
           FROM judged j
          CROSS JOIN LATERAL (
-               SELECT z.id, z.at, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)) OVER (ORDER BY z.id) AS waits
-                 FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at FROM outbox.delivery y
+               SELECT z.id, z.at, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)
+                                             AND coalesce(z.free, false)) OVER (ORDER BY z.id) AS waits
+                 FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at,
+                              (SELECT e.xmax = 0 FROM @extschema@.outbox_events e WHERE e.id = y.id) AS free
+                         FROM outbox.delivery y
                         WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.place > j.id
                           AND y.status <> 'scheduled' AND (y.status <> 'failed' OR j.blocks)
                         ORDER BY y.place LIMIT 50 + max_events / (SELECT count(*) FROM due)) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
            AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
+           AND NOT (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_line(j.key, v_now) s
+                                               WHERE s.id < y.id AND s.event_type LIKE ANY (j.like_patterns)))
     ), chosen AS MATERIALIZED (
         SELECT l.name, l.id, l.at FROM line l ORDER BY l.id, l.name LIMIT max_events
     ), taken AS (
         UPDATE outbox.delivery d SET status = 'processing', claim_token = v_token, next_attempt_at = NULL
          WHERE d.ctid = ANY (ARRAY(SELECT c.at FROM chosen c))
     ), put_back AS (
-        UPDATE outbox.delivery d SET next_attempt_at = NULL
+        -- A fresh event that another transaction has locked stands in no line, and nothing tells when it is free.
+        UPDATE outbox.delivery d
+           SET next_attempt_at = CASE WHEN d.ctid = ANY (ARRAY(
+                   SELECT j.at FROM judged j JOIN late t ON t.touched AND t.name = j.name AND t.key = j.key AND t.id < j.id))
+                   THEN v_now + interval '250 milliseconds' END
          WHERE d.ctid = ANY (ARRAY(SELECT j.at FROM judged j
                                     WHERE j.behind AND NOT EXISTS (SELECT FROM chosen c WHERE c.at = j.at)))
     ), marked AS (
         UPDATE @extschema@.outbox_events e SET status = 'processing'
          WHERE e.id = ANY (ARRAY(SELECT DISTINCT c.id FROM chosen c)) AND e.status = 'pending'
     )
-    SELECT array_agg(c.id), array_agg(c.name), (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
+    SELECT array_agg(c.id), array_agg(c.name), EXISTS (SELECT FROM put_off) OR EXISTS (SELECT FROM late t WHERE t.touched),
+           (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
            -- What was put back, or in the place of a probe, or has just joined a line took the room of others.
-           (count(*) < max_events AND ((SELECT count(*) FROM due) >= max_events
+           (count(*) < max_events AND ((SELECT count(*) FROM found) >= max_events
                                        OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind)))
-           OR EXISTS (SELECT FROM late) OR EXISTS (SELECT FROM judged j WHERE j.busy AND NOT j.behind)
-      INTO ids, destinations, busy, more
+           OR EXISTS (SELECT FROM late t WHERE NOT t.touched) OR EXISTS (SELECT FROM judged j WHERE j.busy AND NOT j.behind)
+      INTO ids, destinations, v_put_off, busy, more
       FROM chosen c;
+    IF v_put_off THEN
+        more := true;
+        PERFORM outbox._look_again();
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._claim_due(bigint, text[], bigint, bigint, int) IS 'claims due deliveries; part of outbox.claim';
+COMMENT ON FUNCTION outbox._claim_due(bigint, text[], bigint, bigint, int, boolean) IS 'claims due deliveries; part of outbox.claim';

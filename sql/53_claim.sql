@@ -8,12 +8,13 @@ CREATE FUNCTION outbox._expand(v_ids bigint[]) RETURNS void
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_locked bigint[] := outbox._locked(v_ids);
     v_unwanted bigint[];
 BEGIN
     WITH target AS MATERIALIZED (
         SELECT e.id, e.claim_token, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
           FROM @extschema@.outbox_events e
-         WHERE e.id = ANY (v_ids) AND e.status = 'processing' AND e.claim_token IS NOT NULL
+         WHERE e.id = ANY (v_ids) AND e.id <> ALL (v_locked) AND e.status = 'processing' AND e.claim_token IS NOT NULL
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, aggregate_key, status, claim_token)
         SELECT t.id, coalesce(d.name, ''), t.key, 'processing', t.claim_token
@@ -22,7 +23,8 @@ BEGIN
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
         RETURNING id, claim_token
     ), marked AS (
-        UPDATE @extschema@.outbox_events e SET claim_token = NULL, expanded = true FROM target t WHERE e.id = t.id
+        UPDATE @extschema@.outbox_events e SET claim_token = NULL, expanded = true
+         WHERE e.id = ANY (ARRAY(SELECT t.id FROM target t))
     ), more AS MATERIALIZED (
         SELECT u.claim_token, sum(u.n) AS n
           FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
@@ -32,11 +34,21 @@ BEGIN
          WHERE c.token = ANY (ARRAY(SELECT m.claim_token FROM more m))
     )
     SELECT array_agg(t.id) INTO v_unwanted FROM target t WHERE NOT EXISTS (SELECT FROM listed l WHERE l.id = t.id);
-    -- Those whom all it was handed out for have been removed, or want its type no more.
+    -- Events with no delivery left: every destination that they were claimed for was removed.
     PERFORM outbox._refresh(v_unwanted) WHERE v_unwanted IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION outbox._expand(bigint[]) IS 'lists what claims hold of these events in outbox.delivery';
+
+CREATE FUNCTION outbox._list_in_flight() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    PERFORM outbox._expand(ARRAY(SELECT i.id FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)));
+END
+$$;
+COMMENT ON FUNCTION outbox._list_in_flight() IS 'what all claims hold is listed, before a destination begins to want other events';
 
 CREATE FUNCTION outbox._advance_mark(mark bigint) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -44,7 +56,7 @@ AS $$
 BEGIN
     RETURN coalesce(
         (SELECT e.id FROM @extschema@.outbox_events e
-          WHERE e.id >= mark AND ((e.status = 'pending' AND NOT e.expanded)
+          WHERE e.id >= mark AND ((e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL)
                                   OR (e.status = 'processing' AND e.claim_token IS NOT NULL))
           ORDER BY e.id LIMIT 1),
         (SELECT e.id + 1 FROM @extschema@.outbox_events e WHERE e.id >= mark ORDER BY e.id DESC LIMIT 1),
@@ -53,24 +65,41 @@ END
 $$;
 COMMENT ON FUNCTION outbox._advance_mark(bigint) IS 'the lowest fresh or claimed event from the mark on';
 
-CREATE FUNCTION outbox.claim(
-    max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
-    RETURNS SETOF outbox.claimed_event
-    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
-    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
-    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off SET max_parallel_workers_per_gather = 0
+-- Tokens rise for ever, whatever happens to the sequence (a restore sets it back, a subscription never sets it): an answer
+-- to an old claim must not settle a new one, and each destination is older than the claims that serve it.
+CREATE FUNCTION outbox._new_token() RETURNS bigint
+    LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    v_token bigint := nextval('outbox.claim_token_seq');
+    v_floor bigint := greatest(outbox._last_token(), (SELECT max(d.since_token) FROM outbox.destination d));
+BEGIN
+    IF v_token <= v_floor THEN
+        v_token := setval('outbox.claim_token_seq', v_floor + 1);
+    END IF;
+    PERFORM outbox._note_token(v_token);
+    RETURN v_token;
+END
+$$;
+COMMENT ON FUNCTION outbox._new_token() IS 'a token higher than any before; for those who hold the claims'' lock';
+
+-- What a claim hands out: events with the destinations they are owed to, as the text of an array. The caller has the settings.
+CREATE FUNCTION outbox._claim(
+    max_events int, served text[], lease interval, OUT token bigint, OUT ids bigint[], OUT held text[])
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz;
-    v_token bigint;
     v_low bigint;
     v_mark bigint;
     v_head bigint;
     v_top bigint;
     v_room int := max_events;
     v_reserve int := 0;
+    v_asked int;
+    v_window bigint;
+    v_extra bigint := 200;
     v_ids bigint[] := '{}';
     v_held text[] := '{}';
     v_due_ids bigint[] := '{}';
@@ -80,8 +109,11 @@ DECLARE
     v_serve boolean;
     v_probe boolean;
     v_due boolean;
+    v_left boolean := false;
     v_exhausted boolean := false;
     v_expanded boolean := false;
+    v_unblocked boolean := false;
+    v_stuck boolean := false;
     v_more boolean := false;
     v_behind bigint := 0;
     v_unrouted bigint := 0;
@@ -93,15 +125,21 @@ BEGIN
     IF NOT outbox._is_recovered() THEN
         PERFORM outbox._forget_earlier_starts();
     END IF;
-    IF EXISTS (SELECT FROM outbox.delivery d
-                WHERE d.destination = '' AND d.status IN ('pending', 'scheduled') AND d.next_attempt_at <= v_now) THEN
-        PERFORM outbox._route_due(max_events, v_now);
+    IF EXISTS (SELECT FROM @extschema@.outbox_events e
+                WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
+                  AND e.status = 'pending' AND NOT e.expanded) THEN
+        v_left := outbox._route_due(greatest(max_events, 500), v_now);
     END IF;
-    SELECT bool_or(l.serve), bool_or(l.probe) INTO v_serve, v_probe FROM outbox._lanes(claim.destinations) l;
+    IF EXISTS (SELECT FROM outbox.delivery d
+                WHERE d.destination = '' AND d.status IN ('pending', 'scheduled') AND d.next_attempt_at IS NOT NULL)
+       AND EXISTS (SELECT FROM outbox.destination) THEN
+        PERFORM outbox._give_to_destinations();
+    END IF;
+    SELECT bool_or(l.serve), bool_or(l.probe) INTO v_serve, v_probe FROM outbox._lanes(served) l;
     IF NOT coalesce(v_serve OR v_probe, false) THEN
         RETURN;
     END IF;
-    v_token := nextval('outbox.claim_token_seq');
+    token := outbox._new_token();
     v_head := coalesce(outbox._claim_head(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
     -- A statement of its own: what lowered the hint is seen only by a snapshot that is taken after it.
     v_low := outbox._low_mark(true);
@@ -115,7 +153,7 @@ BEGIN
 
     -- Fresh events first, then deliveries that are due, for which half of the room is kept; what they leave goes to fresh
     -- events again.
-    v_due := EXISTS (SELECT FROM outbox._lanes(claim.destinations) l
+    v_due := EXISTS (SELECT FROM outbox._lanes(served) l
                       CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
                                            WHERE d.destination = l.name AND d.status = 'pending'
                                              AND d.next_attempt_at <= v_now LIMIT 1) d
@@ -124,22 +162,30 @@ BEGIN
         v_reserve := greatest(max_events / 2, (random() < 0.5)::int);
     END IF;
     FOR v_pass IN 1..2 LOOP
-        FOR i IN 1..8 LOOP
+        FOR i IN 1..30 LOOP
             EXIT WHEN v_exhausted OR v_room <= v_reserve;
+            v_asked := CASE WHEN v_serve THEN v_room - v_reserve ELSE 1 END;
+            v_window := v_asked + v_extra;
             SELECT * INTO v_fresh
-              FROM outbox._claim_fresh(v_token, claim.destinations, v_mark, v_head,
-                                       CASE WHEN v_serve THEN v_room - v_reserve ELSE 1 END);
-            v_exhausted := NOT v_serve OR v_fresh.seen < v_room - v_reserve;
+              FROM outbox._claim_fresh(token, served, v_mark, v_head, v_asked, v_window, v_left);
+            v_exhausted := NOT v_serve OR (v_fresh.seen < v_asked AND NOT v_fresh."full");
             v_ids := v_ids || v_fresh.ids;
             v_held := v_held || v_fresh.held;
             v_room := v_room - coalesce(cardinality(v_fresh.ids), 0);
             v_behind := v_behind + v_fresh.behind;
             v_unrouted := v_unrouted + v_fresh.unrouted;
-            IF v_exhausted AND v_fresh.behind >= 200 THEN
+            v_stuck := v_stuck OR v_fresh.stuck > 0;
+            IF v_serve AND NOT v_unblocked AND v_fresh.seen < v_asked AND v_fresh.behind - v_fresh.stuck >= 200 THEN
                 -- Too many wait behind events in flight: they go into their lines, and the walk gets past them.
                 PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_head) f));
                 v_exhausted := false;
                 v_expanded := true;
+                v_unblocked := true;
+            ELSIF v_fresh."full" AND v_fresh.seen < v_asked THEN
+                -- What can't go now fills the window: a wider one sees what stands behind it.
+                v_extra := 2 * v_extra + v_fresh.behind;
+            ELSIF i >= 8 AND v_fresh.seen = v_asked THEN
+                EXIT;
             END IF;
         END LOOP;
         v_top := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));
@@ -147,7 +193,7 @@ BEGIN
         EXIT WHEN v_pass = 2 OR v_room <= 0 OR NOT (v_due OR v_probe);
         SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy, d.more
           INTO v_due_ids, v_due_destinations, v_busy, v_more
-          FROM outbox._claim_due(v_token, claim.destinations, v_mark, v_top, v_room) d;
+          FROM outbox._claim_due(token, served, v_mark, v_top, v_room, v_left) d;
         v_room := v_room - cardinality(v_due_ids);
         v_reserve := 0;
         IF v_busy IS NOT NULL THEN
@@ -164,6 +210,9 @@ BEGIN
     IF v_more OR (NOT v_exhausted AND v_room > 0) THEN
         PERFORM outbox._wake('due');    -- there is room for more: the next claim goes on from here
     END IF;
+    IF v_stuck THEN
+        PERFORM outbox._look_again();
+    END IF;
     PERFORM outbox._waiting(v_behind > 0 OR v_busy IS NOT NULL);
     PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
     PERFORM outbox._raise_mark(v_mark, v_top);
@@ -172,13 +221,12 @@ BEGIN
         RETURN;
     END IF;
     IF v_expanded THEN
-        v_count := (SELECT count(*) FROM @extschema@.outbox_events e WHERE e.id = ANY (v_ids) AND e.claim_token = v_token)
-                 + (SELECT count(*) FROM outbox.delivery d WHERE d.claim_token = v_token);
+        v_count := (SELECT count(*) FROM @extschema@.outbox_events e WHERE e.id = ANY (v_ids) AND e.claim_token = token)
+                 + (SELECT count(*) FROM outbox.delivery d WHERE d.claim_token = token);
     END IF;
     INSERT INTO outbox.claims (token, attachment, boot, lease_until, ids, held)
-    VALUES (v_token, outbox._attachment(), outbox._boot(), clock_timestamp() + lease, v_ids || v_due_ids, v_count);
+    VALUES (token, outbox._attachment(), outbox._boot(), clock_timestamp() + lease, v_ids || v_due_ids, v_count);
     PERFORM outbox._claims(1, clock_timestamp() + lease);
-
     IF cardinality(v_due_ids) > 0 THEN
         SELECT array_agg(u.id), array_agg(u.destinations::text) INTO v_ids, v_held
           FROM (SELECT x.id, array_agg(x.destination ORDER BY x.destination) AS destinations
@@ -187,13 +235,78 @@ BEGIN
                         SELECT d.id, d.destination FROM unnest(v_due_ids, v_due_destinations) AS d (id, destination)) x
                  GROUP BY x.id) u;
     END IF;
+    ids := v_ids;
+    held := v_held;
+END
+$$;
+COMMENT ON FUNCTION outbox._claim(int, text[], interval) IS 'what outbox.claim and outbox.claim_refs share';
+
+CREATE FUNCTION outbox.claim(
+    max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
+    RETURNS SETOF outbox.claimed_event
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_claim record;
+BEGIN
+    SELECT * INTO v_claim FROM outbox._claim(claim.max_events, claim.destinations, claim.lease);
     RETURN QUERY
     SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
-           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_token
-      FROM unnest(v_ids, v_held) AS h (id, held)
+           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
+      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
      CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
      ORDER BY e.id;
 END
 $$;
 COMMENT ON FUNCTION outbox.claim(int, text[], interval) IS
     'hands out up to max_events events, oldest first, to be settled with ack, fail, reject or release before the lease ends';
+
+-- For a consumer whose claim failed because one event of it can't be sent: no client can read a text that is longer than
+-- 1 GB, or bytes that are none of its encoding. It claims like this, then asks for each event by itself.
+CREATE FUNCTION outbox.claim_refs(
+    max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
+    RETURNS TABLE (id bigint, event_id uuid, retry_count int, destinations text[], claim_token bigint)
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_claim record;
+BEGIN
+    SELECT * INTO v_claim FROM outbox._claim($1, $2, $3);
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
+      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
+     ORDER BY e.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.claim_refs(int, text[], interval) IS
+    'as outbox.claim, without what the events hold: see outbox.claimed';
+
+CREATE FUNCTION outbox.claimed(claim_token bigint, id bigint) RETURNS SETOF outbox.claimed_event
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
+           e.event_data, e.metadata, e.created_at, e.retry_count,
+           ARRAY(SELECT d.destination FROM outbox.delivery d
+                  WHERE d.id = e.id AND d.claim_token = claimed.claim_token AND d.destination <> '' ORDER BY 1),
+           claimed.claim_token
+      FROM @extschema@.outbox_events e
+     WHERE e.id = claimed.id
+       AND (e.claim_token = claimed.claim_token
+            OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.claim_token = claimed.claim_token));
+END
+$$;
+COMMENT ON FUNCTION outbox.claimed(bigint, bigint) IS
+    'one event that an open claim holds; destinations are those that are listed: the claim''s own answer names all';

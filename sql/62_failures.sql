@@ -106,7 +106,8 @@ RETURN outbox._backoff(attempts,
 COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
     'a destination''s backoff: base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else';
 
--- Gives back what these claims hold, as if it had never been handed out.
+-- Gives back what these claims hold, as if it had never been handed out. What the application has locked is given back when
+-- it is free: until then the claim's row stays, with a lease that is over.
 CREATE FUNCTION outbox._release(v_tokens bigint[]) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -115,16 +116,19 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_held bigint[];
+    v_locked bigint[];
     v_whole record;
     v_back record;
     v_empty int;
 BEGIN
     SELECT array_agg(i) INTO v_held FROM outbox.claims c, unnest(c.ids) AS i WHERE c.token = ANY (v_tokens);
+    v_locked := outbox._locked(v_held);
     PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
-                                  WHERE e.id = ANY (v_held) AND e.claim_token = ANY (v_tokens) AND e.expanded));
+                                  WHERE e.id = ANY (v_held) AND e.id <> ALL (v_locked) AND e.claim_token = ANY (v_tokens)
+                                    AND e.expanded));
     SELECT array_agg(e.id) AS ids, array_agg(e.claim_token) AS tokens INTO v_whole
       FROM @extschema@.outbox_events e
-     WHERE e.id = ANY (v_held) AND e.claim_token = ANY (v_tokens) AND e.status = 'processing';
+     WHERE e.id = ANY (v_held) AND e.id <> ALL (v_locked) AND e.claim_token = ANY (v_tokens) AND e.status = 'processing';
     UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL WHERE e.id = ANY (v_whole.ids);
     PERFORM outbox._let_go(v_whole.tokens);
     SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.aggregate_key) AS keys,
@@ -135,7 +139,19 @@ BEGIN
     IF v_back.ids IS NOT NULL THEN
         PERFORM outbox._left_line(v_back.ids, v_back.destinations, v_back.keys, v_back.tokens);
     END IF;
-    WITH gone AS (DELETE FROM outbox.claims c WHERE c.token = ANY (v_tokens) RETURNING 1)
+    UPDATE outbox.claims c SET attachment = NULL, lease_until = clock_timestamp()
+     WHERE c.token = ANY (v_tokens) AND c.token = ANY (ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
+                                                             WHERE e.id = ANY (v_locked)));
+    IF FOUND THEN
+        PERFORM outbox._claims(0, clock_timestamp() + interval '250 milliseconds');
+    END IF;
+    WITH gone AS (
+        DELETE FROM outbox.claims c
+         WHERE c.token = ANY (v_tokens)
+           AND c.token <> ALL (ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
+                                      WHERE e.id = ANY (v_locked) AND e.claim_token IS NOT NULL))
+        RETURNING 1
+    )
     SELECT count(*) INTO v_empty FROM gone;
     PERFORM outbox._claims(-v_empty, NULL) WHERE v_empty > 0;
     IF v_whole.ids IS NOT NULL OR v_back.ids IS NOT NULL THEN

@@ -52,7 +52,7 @@ CREATE FUNCTION outbox.settle(
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
     SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-    SET jit = off SET max_parallel_workers_per_gather = 0
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -67,8 +67,10 @@ BEGIN
             HINT = 'Each id goes with the claim_token that it was handed out with.';
     END IF;
     PERFORM outbox._lock();
+    SELECT p.tokens, p.ids, p.exceptions, p.postponed INTO tokens, ids, exceptions, v_count
+      FROM outbox._postpone(tokens, ids, exceptions) p;
     IF cardinality(ids) > 0 THEN
-        v_count := outbox._delivered(tokens, ids);
+        v_count := v_count + outbox._delivered(tokens, ids);
     END IF;
     IF exceptions <> '[]' THEN
         PERFORM outbox._expand(ARRAY(SELECT h.id FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint)

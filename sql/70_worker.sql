@@ -21,8 +21,8 @@ BEGIN
     IF NOT v_count THEN
         RETURN clock_timestamp();
     END IF;
-    PERFORM outbox._release_orphans();
     PERFORM outbox._forget_earlier_starts();
+    PERFORM outbox._mend();
     -- On a server so busy that no moment is quiet the last count is nearly right, and the worker makes another.
     FOR v_try IN 1..100 LOOP
         PERFORM outbox._count_begin();
@@ -58,39 +58,106 @@ END
 $$;
 COMMENT ON FUNCTION outbox._forget_earlier_starts() IS 'ends all claims of earlier starts of the server';
 
--- Claimed rows whose claim is unknown: they came with a restore, or with rows copied by hand. Where it can't be told any
--- more to whom an event is owed, it is owed to all that want it.
-CREATE FUNCTION outbox._release_orphans() RETURNS void
+-- Rows that came with a restore, or were copied by hand, in whatever order and number of transactions. So nothing follows
+-- from a row that is not there: it may be on its way. What follows from those that are there:
+--   an event claimed by an unknown claim is given back; where some of its deliveries are listed, all that want it are owed it
+--   a delivery claimed by an unknown claim is given back
+--   a delivery that waits for nothing goes on, and an event's status is what its deliveries say
+-- What contradicts itself is counted for outbox.health(), and left for outbox.repair().
+CREATE FUNCTION outbox._mend() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
-    v_expanded record;
+    v_locked bigint[];
+    v_unknown bigint[];
 BEGIN
+    v_unknown := ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                        WHERE e.claim_token IS NOT NULL
+                          AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token));
+    v_locked := outbox._locked(v_unknown);
     WITH lost AS (
         UPDATE @extschema@.outbox_events e SET claim_token = NULL
-         WHERE e.status = 'processing' AND e.expanded AND e.claim_token IS NOT NULL
-           AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token)
+         WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND e.expanded AND e.status = 'processing'
+           AND EXISTS (SELECT FROM outbox.destination)
         RETURNING e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
     )
     INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
     SELECT l.id, t.name, l.key, 'pending', clock_timestamp()
       FROM lost l JOIN outbox.destination t ON l.event_type LIKE ANY (t.like_patterns)
     ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
-    UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL
-     WHERE e.status = 'processing' AND NOT e.expanded
-       AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token);
+    UPDATE @extschema@.outbox_events e
+       SET status = CASE e.status WHEN 'processing' THEN 'pending' ELSE e.status END, claim_token = NULL
+     WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND NOT e.expanded;
+    UPDATE @extschema@.outbox_events e SET routed = true
+     WHERE e.available_at IS NOT NULL AND NOT e.routed AND (e.status <> 'pending' OR e.expanded) AND e.id <> ALL (v_locked);
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
      WHERE d.status = 'processing' AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = d.claim_token);
-    SELECT array_agg(e.id) FILTER (WHERE e.listed) AS listed, array_agg(e.id) FILTER (WHERE NOT e.listed) AS unlisted
-      INTO v_expanded
-      FROM (SELECT e.id, EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id) AS listed
-              FROM @extschema@.outbox_events e
-             WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL) e;
-    PERFORM outbox._refresh(v_expanded.listed);
-    UPDATE @extschema@.outbox_events e SET status = 'pending', expanded = false WHERE e.id = ANY (v_expanded.unlisted);
+    UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
+     WHERE d.status = 'pending' AND d.next_attempt_at IS NULL AND d.aggregate_key IS NULL
+       AND EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id);
+    PERFORM outbox._promote_lines(ARRAY(SELECT DISTINCT d.aggregate_key FROM outbox.delivery d
+                                         WHERE d.status = 'pending' AND d.next_attempt_at IS NULL
+                                           AND d.aggregate_key IS NOT NULL
+                                           AND EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)));
+    PERFORM outbox._refresh_all();
+    PERFORM outbox._look_again() WHERE v_locked <> '{}';
+    DELETE FROM outbox.contradiction;
+    INSERT INTO outbox.contradiction (kind, found)
+    SELECT x.kind, x.n FROM (
+        SELECT 'event without delivery' AS kind, count(*) AS n FROM @extschema@.outbox_events e
+         WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL
+           AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id)
+        UNION ALL
+        SELECT 'delivery without event', count(*) FROM outbox.delivery d
+         WHERE NOT EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)) x
+     WHERE x.n > 0;
 END
 $$;
-COMMENT ON FUNCTION outbox._release_orphans() IS 'gives back what an unknown claim seems to hold';
+COMMENT ON FUNCTION outbox._mend() IS 'draws from rows that came with a restore what follows from them, and counts what contradicts itself';
+
+CREATE FUNCTION outbox._refresh_all() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    PERFORM outbox._refresh(ARRAY(
+        SELECT e.id FROM @extschema@.outbox_events e
+          JOIN (SELECT d.id, CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
+                                  WHEN bool_or(d.status = 'pending') THEN 'pending' ELSE 'failed' END AS status
+                  FROM outbox.delivery d GROUP BY d.id) s ON s.id = e.id
+         WHERE e.claim_token IS NULL AND e.expanded AND e.status <> s.status));
+END
+$$;
+COMMENT ON FUNCTION outbox._refresh_all() IS 'the status of all events that have deliveries';
+
+CREATE FUNCTION outbox.repair() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+AS $$
+DECLARE
+    v_gone record;
+    v_count bigint;
+BEGIN
+    PERFORM outbox._lock();
+    WITH gone AS (
+        DELETE FROM outbox.delivery d
+         WHERE NOT EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)
+        RETURNING d.aggregate_key, d.claim_token
+    )
+    SELECT array_agg(DISTINCT g.aggregate_key) FILTER (WHERE g.aggregate_key IS NOT NULL) AS keys,
+           array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens, count(*) AS n
+      INTO v_gone FROM gone g;
+    PERFORM outbox._let_go(v_gone.tokens);
+    PERFORM outbox._promote_lines(v_gone.keys);
+    UPDATE @extschema@.outbox_events e SET status = 'pending', expanded = false, routed = false
+     WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL
+       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    DELETE FROM outbox.contradiction;
+    PERFORM outbox._wake('due');
+    RETURN v_gone.n + v_count;
+END
+$$;
+COMMENT ON FUNCTION outbox.repair() IS
+    'after a restore is complete: removes deliveries without event, owes events without delivery to all that want them; returns how many';
 
 CREATE FUNCTION outbox._next_due() RETURNS timestamptz
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
@@ -105,6 +172,9 @@ BEGIN
                                WHERE d.destination = t.name AND d.status IN ('pending', 'scheduled')
                                  AND d.next_attempt_at > now()
                                ORDER BY d.next_attempt_at LIMIT 1) x),
+        (SELECT e.available_at FROM @extschema@.outbox_events e
+          WHERE e.available_at > now() AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending'
+          ORDER BY e.available_at LIMIT 1),
         (SELECT min(d.circuit_open_until) FROM outbox.destination d
           WHERE d.circuit_open_until > now() AND NOT d.paused AND d.disabled_reason IS NULL),
         (SELECT min(s.expires_at) FROM outbox.secret s));
@@ -121,6 +191,7 @@ DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
     PERFORM outbox._lock();
+    PERFORM outbox._catch_up();
     PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now))
       WHERE EXISTS (SELECT FROM outbox.claims c WHERE c.lease_until <= v_now);
     PERFORM outbox._claims(0, (SELECT min(c.lease_until) FROM outbox.claims c));
@@ -132,7 +203,11 @@ BEGIN
                             UNION ALL SELECT '') t
                 CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
                                      WHERE d.destination = t.name AND d.status IN ('pending', 'scheduled')
-                                       AND d.next_attempt_at <= v_now LIMIT 1) x) THEN
+                                       AND d.next_attempt_at <= v_now LIMIT 1) x)
+       OR EXISTS (SELECT FROM @extschema@.outbox_events e
+                   WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending')
+       -- What a claim left behind may have been behind a row that the application had locked.
+       OR outbox._is_waiting() THEN
         PERFORM outbox._wake('due');
     END IF;
     RETURN outbox._next_due();

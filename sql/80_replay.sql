@@ -2,7 +2,7 @@
 
 -- An event is owed again to a destination (null: to each that gave it up or, of a processed event, each that wants it).
 CREATE FUNCTION outbox.replay(event_id uuid, destination text DEFAULT NULL) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = 0
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -11,11 +11,13 @@ DECLARE
     v_changed bigint;
 BEGIN
     PERFORM outbox._require_destination(replay.destination) WHERE replay.destination IS NOT NULL;
+    -- Before the lock of the claims, which nobody holds who waits for a row. Retention takes no turns: the row is kept from
+    -- it until this is over.
+    PERFORM FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id FOR UPDATE;
     PERFORM outbox._lock();
-    -- Retention takes no turns: the row is kept from it until this is over.
     SELECT e.id, e.event_type, e.status, e.claim_token, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
            e.status = 'failed' OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'failed') AS dead
-      INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id FOR UPDATE;
+      INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id;
     IF NOT FOUND OR NOT (v_event.dead OR v_event.status = 'processed') THEN
         RETURN false;
     END IF;
@@ -50,7 +52,8 @@ CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
-    UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (v_ids) AND NOT e.expanded;
+    UPDATE @extschema@.outbox_events e SET expanded = true, routed = e.available_at IS NOT NULL
+     WHERE e.id = ANY (v_ids) AND NOT e.expanded;
     PERFORM outbox._refresh(v_ids);
     PERFORM outbox._wake('due');
 END

@@ -39,6 +39,10 @@ BEGIN
       FROM outbox.destination d;
     RETURN QUERY SELECT 'dead_letters', v_stats.failed = 0, format('%s failed', v_stats.failed),
         'See outbox.deliveries; outbox.replay_failed() tries again, outbox.purge_failed() removes.';
+    RETURN QUERY SELECT 'restore', count(*) = 0,
+        coalesce(string_agg(format('%s: %s', x.kind, x.found), '; '), 'nothing contradicts itself'),
+        'Wait until the restore is complete; then run outbox.repair().'
+      FROM outbox.contradiction x;
     RETURN QUERY
         WITH holder AS (
             SELECT format('pid %s (%s), transaction open for %s', a.pid, coalesce(nullif(a.application_name, ''), a.backend_type),

@@ -21,6 +21,10 @@ COMMENT ON VIEW outbox.destinations IS
 CREATE VIEW outbox.deliveries AS
 SELECT d.id AS event, e.event_id, e.event_type, e.aggregate_type, e.aggregate_id, nullif(d.destination, '') AS destination,
        d.status, d.attempts, d.next_attempt_at, d.last_error, e.created_at
-  FROM outbox.delivery d JOIN @extschema@.outbox_events e ON e.id = d.id;
+  FROM outbox.delivery d JOIN @extschema@.outbox_events e ON e.id = d.id
+UNION ALL
+SELECT e.id, e.event_id, e.event_type, e.aggregate_type, e.aggregate_id, NULL, 'scheduled', 0, e.available_at, NULL, e.created_at
+  FROM @extschema@.outbox_events e
+ WHERE e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending' AND NOT e.expanded;
 COMMENT ON VIEW outbox.deliveries IS
     'what is outstanding or dead: event (id), destination (null: not routed yet), status, attempts, next_attempt_at, last_error';

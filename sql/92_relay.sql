@@ -28,20 +28,6 @@ $$;
 COMMENT ON FUNCTION outbox.claimed_attempts(bigint) IS
     'of what a claim holds: the deliveries that were tried before, and how often they failed';
 
-CREATE FUNCTION outbox.register_default() RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM outbox._lock();
-    IF EXISTS (SELECT FROM outbox.destination) THEN
-        RETURN false;
-    END IF;
-    PERFORM outbox.add_rabbitmq('rabbitmq');
-    RETURN true;
-END
-$$;
-COMMENT ON FUNCTION outbox.register_default() IS 'adds the destination rabbitmq when there is none at all';
-
 CREATE FUNCTION outbox.webhook_allow_networks() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT current_setting('outbox.webhook_allow_networks') $$;

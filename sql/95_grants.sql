@@ -22,7 +22,7 @@ AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
-                   'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.register_default, '
+                   'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
                    'outbox.webhook_allow_networks, outbox.stats, outbox.health TO %s', role);
 END
 $$;

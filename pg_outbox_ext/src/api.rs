@@ -66,6 +66,18 @@ fn raise_mark(mark: i64, head: i64) {
 }
 
 #[pg_extern]
+fn last_token() -> i64 {
+    shmem::current().map_or(0, |d| d.last_token.load(SeqCst))
+}
+
+#[pg_extern]
+fn note_token(token: i64) {
+    if let Some(database) = shmem::current() {
+        database.last_token.fetch_max(token, SeqCst);
+    }
+}
+
+#[pg_extern]
 fn note_timer(at: Option<TimestampWithTimeZone>) {
     if let Some(at) = at {
         note(|n| n.due = n.due.min(micros(at)));

@@ -49,6 +49,9 @@ pub struct Database {
     pub head: AtomicI64,
     /// The last claim left events behind others in flight.
     pub waiting: AtomicBool,
+    /// No claim has a higher token. Begins with the moment in microseconds, so that it is higher than what any start of the
+    /// server before gave out.
+    pub last_token: AtomicI64,
 
     pub next_due: AtomicI64,
     /// When the first scheduled event can go that no claim has seen yet, or later ones may hide behind it.
@@ -97,6 +100,7 @@ impl Database {
         self.open_claims.store(0, Relaxed);
         self.ended_attachments.store(0, Relaxed);
         self.since.store(crate::wake::now(), Relaxed);
+        self.last_token.store(crate::wake::now(), Relaxed);
         self.counters.reset();
         self.recount.reset();
         self.ring.reset();

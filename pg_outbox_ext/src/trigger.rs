@@ -43,12 +43,23 @@ impl Row {
         status_index(unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
     }
 
-    fn is_fresh(&self) -> bool {
+    fn is_unlisted(&self) -> bool {
         self.status() == Some(0) && self.int(column::EXPANDED) == Some(0)
+    }
+
+    /// Found by walking the primary key.
+    fn is_fresh(&self) -> bool {
+        self.is_unlisted() && self.get(column::AVAILABLE_AT).is_none()
+    }
+
+    /// When a scheduled event that is not routed yet can go.
+    fn scheduled(&self) -> Option<i64> {
+        self.int(column::AVAILABLE_AT).filter(|_| self.is_unlisted())
     }
 }
 
-/// What the executor says of the change: the old and the new row where there are any.
+/// What the executor says of the change: the old and the new row where there are any. `truncated`: all rows are gone, or a
+/// statement added rows that only the tables can tell about.
 struct Change {
     old: Option<Row>,
     new: Option<Row>,
@@ -68,7 +79,7 @@ impl Change {
             let row = |tuple: pg_sys::HeapTuple| (!tuple.is_null()).then_some(Row { tuple, shape });
             let (first, second) = (row((*data).tg_trigtuple), row((*data).tg_newtuple));
             Some(match (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-                pg_sys::TRIGGER_EVENT_INSERT => Change { old: None, new: first, truncated: false },
+                pg_sys::TRIGGER_EVENT_INSERT => Change { old: None, truncated: first.is_none(), new: first },
                 pg_sys::TRIGGER_EVENT_UPDATE => Change { old: first, new: second, truncated: false },
                 pg_sys::TRIGGER_EVENT_DELETE => Change { old: first, new: None, truncated: false },
                 _ => Change { old: None, new: None, truncated: true },
@@ -79,21 +90,20 @@ impl Change {
 
 fn inserted(row: &Row, note: &mut Note) {
     let id = row.int(column::ID).unwrap_or(0);
-    if row.status() != Some(0) || row.int(column::EXPANDED) != Some(0) {
+    if !row.is_unlisted() {
         // A restore, or rows copied by hand: only the tables can tell what is owed.
         note.recover = true;
         return;
     }
     note.by_status[0] += 1;
     note.published += 1;
-    note.min_id = note.min_id.min(id);
-    match row.int(column::AVAILABLE_AT) {
-        // A claim gives it its place among what is due later; should there be none until then, the timer asks for one.
-        Some(at) if at > wake::now() => {
-            note.wake_due = true;
-            note.scheduled = note.scheduled.min(at);
+    match row.scheduled() {
+        Some(at) if at > wake::now() => note.due = note.due.min(at),
+        Some(_) => note.list(id),
+        None => {
+            note.min_id = note.min_id.min(id);
+            note.list(id);
         }
-        _ => note.list(id),
     }
 }
 
@@ -117,6 +127,9 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
     if new.is_fresh() && !old.is_fresh() {
         note.min_id = note.min_id.min(new.int(column::ID).unwrap_or(0));
         note.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
+    }
+    if let Some(at) = new.scheduled() {
+        note.due = note.due.min(at);
     }
 }
 

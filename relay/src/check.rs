@@ -20,8 +20,7 @@ use crate::store;
 const MISSING_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
      FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"claim_refs(int,text[],interval)\", \
      \"claimed(bigint,bigint)\", claimed_attempts(bigint), \"settle(bigint[],bigint[],jsonb)\", \
-     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), register_default(), \
-     webhook_allow_networks(), stats()}'::text[]) AS f \
+     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), webhook_allow_networks(), stats()}'::text[]) AS f \
      WHERE NOT has_function_privilege(to_regprocedure('outbox.' || f)::oid, 'EXECUTE')";
 
 /// Prints what was found and says whether all is well.
@@ -101,8 +100,8 @@ async fn check_destinations(report: &mut Report, config: &Config, client: &Clien
         store::destinations(client).await
     };
     let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), &config.amqp) {
-        (0, Some(_)) => "none; run registers the default one, rabbitmq".into(),
-        (0, None) => "none; events stay pending".into(),
+        (0, Some(_)) => "none; events stay pending: SELECT outbox.add_rabbitmq('orders')".into(),
+        (0, None) => "none; events stay pending: SELECT outbox.add_webhook('crm', 'https://…')".into(),
         (n, _) => format!("{n}"),
     }) else {
         return;

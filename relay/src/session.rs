@@ -4,7 +4,7 @@
 //! held is dropped here: the server gives it back by itself, to whoever claims next. So it does when a session panics.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -91,8 +91,8 @@ impl Sessions {
         let open = async {
             let pair = Pair::open(&self.connector, Some(notified), answer_limit(&self.config.tuning)).await?;
             let (store, claims, settles) = Store::open(pair, &self.config.consumer, &mut notifications).await?;
-            if self.config.amqp.is_some() && store.register_default().await? {
-                tracing::info!("no destination yet: registered the default one, rabbitmq");
+            if store.destinations().await?.is_empty() {
+                self.say_that_there_is_no_destination();
             }
             Ok::<_, Error>((Arc::new(store), claims, settles))
         };
@@ -113,7 +113,16 @@ impl Sessions {
             result = settles.ended() => lost(result),
         }
     }
+
+    fn say_that_there_is_no_destination(&self) {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| tracing::info!("{NO_DESTINATION}"));
+    }
 }
+
+/// What an operator has to do first.
+const NO_DESTINATION: &str = "no destination yet, so events wait: SELECT outbox.add_rabbitmq('orders') or \
+     SELECT outbox.add_webhook('crm', 'https://…') adds one";
 
 fn lost(result: Result<()>) -> Result<()> {
     result.and(Err(Error::Server("the connection was closed".into())))

@@ -242,12 +242,6 @@ impl Store {
         self.settles.on(destinations(&self.settles.client)).await
     }
 
-    /// Adds the default RabbitMQ destination when there is none at all.
-    pub async fn register_default(&self) -> Result<bool> {
-        let query = self.settles.client.query_one("SELECT outbox.register_default()", &[]);
-        Ok(self.settles.on(query).await?.try_get(0)?)
-    }
-
     pub async fn webhook_allow_networks(&self) -> Result<String> {
         self.settles.on(webhook_allow_networks(&self.settles.client)).await
     }

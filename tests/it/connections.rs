@@ -163,7 +163,8 @@ async fn of_several_hosts_the_primary_is_used() -> Result<()> {
     let (first, second) = (Cluster::start().await?, Cluster::start().await?);
     for cluster in [&first, &second] {
         cluster.connect("postgres").await?.batch_execute("CREATE DATABASE same").await?;
-        cluster.connect("same").await?.batch_execute("CREATE EXTENSION pg_outbox").await?;
+        let session = cluster.connect("same").await?;
+        session.batch_execute("CREATE EXTENSION pg_outbox; SELECT outbox.add_rabbitmq('rabbitmq')").await?;
     }
     into_standby(&first).await?;
     let broker = Broker::shared().await?;

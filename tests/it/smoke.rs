@@ -44,6 +44,7 @@ async fn the_events_of_a_stopped_broker_wait_for_it() -> Result<()> {
     let session = cluster.connect(&database).await?;
     let broker = Broker::own().await?;
     broker.channel().await?.bind("outbox_events", "#", "all").await?;
+    session.execute("SELECT outbox.add_rabbitmq('rabbitmq')", &[]).await?;
     let _relay = Relay::start(cluster, &database, Some(&broker)).await?;
     broker.stop(true).await?;
 

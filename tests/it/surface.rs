@@ -120,6 +120,7 @@ async fn no_log_level_shows_a_login() -> Result<()> {
     let database = cluster.database().await?;
     let broker = Broker::shared().await?;
     let (url, amqp) = (cluster.url(&database), broker.url());
+    cluster.connect(&database).await?.batch_execute("SELECT outbox.add_rabbitmq('rabbitmq')").await?;
     let password = |url: &str| url.split(['@', ':']).nth(2).unwrap_or_default().to_owned();
     for level in ["trace", "lapin::channel=trace,lapin=trace,tokio_postgres=trace,info"] {
         let relay = Relay::with(&url, Some(&amqp), &[("OUTBOX_LOG_LEVEL", level)]).await?;
