@@ -20,6 +20,7 @@ headers() { given includedir-server postgres.h || compgen -G '/usr/include/postg
 server || missing+=(postgresql)
 headers || missing+=(postgresql-server-dev-all)
 have /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+have /usr/sbin/pgbouncer pgbouncer
 libclang || missing+=(libclang-dev clang)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 command -v setpriv >/dev/null || missing+=(util-linux)

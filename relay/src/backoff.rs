@@ -41,6 +41,13 @@ fn draw() -> f64 {
     bits as f64 / (1u64 << 53) as f64
 }
 
+/// Any order, each as likely as the others.
+pub fn shuffle<T>(items: &mut [T]) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, ((i + 1) as f64 * draw()) as usize);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

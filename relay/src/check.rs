@@ -1,80 +1,98 @@
-//! `outbox-relay check`: tries what `run` would need, one line each.
+//! `outbox-relay check`: tries what `run` would need, one line each. It leaves no trace but in logs.
 
 use std::fmt::Display;
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
 
-use tokio_postgres::Client;
+use futures_util::FutureExt;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
+use tokio_postgres::{Client, Notification};
 
 use crate::config::Config;
-use crate::destination::{Destination, Environment};
+use crate::destination::{Destination, Environment, Spec};
+use crate::dispatch::answer_limit;
 use crate::error::{Error, Result};
-use crate::postgres::Connector;
+use crate::postgres::{Connector, Pair};
 use crate::store;
 
-const RELAY_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
-     FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"settle(bigint[],bigint[],jsonb)\", \
-     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), claimed_attempts(bigint), \"claim_refs(integer,text[],interval)\", \"claimed(bigint,bigint)\", webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", stats()}'::text[]) \
-     AS f WHERE NOT has_function_privilege('outbox.' || f, 'EXECUTE')";
+/// Of those that there are: the version is checked before.
+const MISSING_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
+     FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"claim_refs(int,text[],interval)\", \
+     \"claimed(bigint,bigint)\", claimed_attempts(bigint), \"settle(bigint[],bigint[],jsonb)\", \
+     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", \
+     stats()}'::text[]) AS f \
+     WHERE NOT has_function_privilege(to_regprocedure('outbox.' || f)::oid, 'EXECUTE')";
 
 /// Prints what was found and says whether all is well.
 pub async fn check(config: &Config, connector: &Connector, environment: &Environment) -> bool {
     let mut report = Report { ok: true };
-    let target = connector.target();
-    let session = connector.connect(None).await;
-    if let Some(session) = report.line("postgresql", session, |_| target) {
-        let database = check_database(&mut report, &session.client).await;
-        if database.is_some() {
-            check_destinations(&mut report, config, &session.client, environment).await;
+    let (notified, mut notifications) = unbounded_channel();
+    let limit = answer_limit(&config.tuning);
+    let pair = timeout(limit, Pair::open(connector, Some(notified), limit));
+    let pair = pair.await.unwrap_or_else(|_| Err(Error::Server(format!("no sessions within {} s", limit.as_secs()))));
+    if let Some(pair) = report.line("postgresql", pair, |_| format!("two sessions with {}", connector.target())) {
+        let database = timeout(limit, check_database(&mut report, &pair, &mut notifications)).await;
+        let late = || Error::Server(format!("no answer within {} s", limit.as_secs()));
+        match database {
+            Ok(Some(())) => check_destinations(&mut report, config, &pair.settles.client, environment).await,
+            Ok(None) => {}
+            Err(_) => drop(report.line("postgresql", Err::<(), _>(late()), |()| String::new())),
         }
     }
     if config.amqp.is_some() {
         report.line("rabbitmq", environment.check_broker().await, |_| "connected".into());
     } else {
-        println!("ok    rabbitmq: AMQP_URL is not set, RabbitMQ destinations are left to others");
+        print("ok    rabbitmq: AMQP_URL is not set, RabbitMQ destinations are left to others");
     }
     report.ok
 }
 
-async fn check_database(report: &mut Report, client: &Client) -> Option<()> {
+async fn check_database(
+    report: &mut Report,
+    pair: &Pair,
+    notifications: &mut UnboundedReceiver<Notification>,
+) -> Option<()> {
+    let client = &pair.claims.client;
     report.line("server", writable(client).await, |version| format!("PostgreSQL {version}"))?;
-    report.line("extension", extension(client).await, |version| format!("pg_outbox {version}"))?;
-    report.line("privileges", privileges(client).await, |()| "all that a relay needs".into())
+    let version = store::fitting_version(client).await;
+    report.line("extension", version, |version| format!("pg_outbox {version}"))?;
+    report.line("privileges", privileges(client).await, |()| "all that a relay needs".into())?;
+    let heard = listens(pair, notifications).await;
+    report.line("notifications", heard, |()| "arrive, and a session can be attached".into())
 }
 
+/// A role or a server that is read-only by default is no hindrance; one that can't write is.
 async fn writable(client: &Client) -> Result<String> {
-    let row = client.query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[]).await?;
+    let query = "SELECT current_setting('server_version'), pg_is_in_recovery(), \
+                 current_setting('transaction_read_only')::bool";
+    let row = client.query_one(query, &[]).await?;
     if row.try_get(1)? {
         return Err(Error::Server("this is a standby; use target_session_attrs=read-write".into()));
     }
-    Ok(row.try_get(0)?)
-}
-
-async fn extension(client: &Client) -> Result<String> {
-    let row = client
-        .query_opt("SELECT extversion FROM pg_extension WHERE extname = 'pg_outbox'", &[])
-        .await?
-        .ok_or_else(|| Error::Server("not in this database; run CREATE EXTENSION pg_outbox".into()))?;
-    let version: String = row.try_get(0)?;
-    let ours = env!("CARGO_PKG_VERSION");
-    let minor = |v: &str| v.rsplit_once('.').map(|(minor, _)| minor.to_owned());
-    if minor(&version) != minor(ours) {
-        return Err(Error::Server(format!(
-            "version {version} does not go with relay {ours}; run ALTER EXTENSION pg_outbox UPDATE, or update the relay"
-        )));
+    match row.try_get(2)? {
+        true => Err(Error::Server("it is read-only".into())),
+        false => Ok(row.try_get(0)?),
     }
-    Ok(version)
 }
 
 async fn privileges(client: &Client) -> Result<()> {
     let user: String = client.query_one("SELECT current_user::text", &[]).await?.try_get(0)?;
     let usage: bool = client.query_one("SELECT has_schema_privilege('outbox', 'USAGE')", &[]).await?.try_get(0)?;
     let missing = match usage {
-        true => client.query_one(RELAY_FUNCTIONS, &[]).await?.try_get(0)?,
+        true => client.query_one(MISSING_FUNCTIONS, &[]).await?.try_get(0)?,
         false => "the schema outbox".to_owned(),
     };
     if missing.is_empty() {
         return Ok(());
     }
     Err(Error::Server(format!("{user} may not use {missing}; run SELECT outbox.grant_relay('{user}')")))
+}
+
+async fn listens(pair: &Pair, notifications: &mut UnboundedReceiver<Notification>) -> Result<()> {
+    store::hears(&pair.claims.client, &pair.settles.client, notifications).await?;
+    pair.claims.client.execute("SELECT outbox.attach('outbox-relay check')", &[]).await?;
+    Ok(())
 }
 
 async fn check_destinations(report: &mut Report, config: &Config, client: &Client, environment: &Environment) {
@@ -91,12 +109,22 @@ async fn check_destinations(report: &mut Report, config: &Config, client: &Clien
     };
     for spec in specs.iter().filter(|spec| environment.serves(&spec.kind)) {
         let name = format!("destination {}", spec.name);
-        let tried = match Destination::build(spec, environment) {
-            Ok(destination) => destination.check().await,
-            Err(error) => Err(error.to_string()),
-        };
+        let tried = AssertUnwindSafe(try_destination(spec, environment)).catch_unwind().await;
+        let tried = tried.unwrap_or_else(|_| Err("the relay failed, see the line before".into()));
         report.line(&name, tried, |()| spec.kind.clone());
     }
+}
+
+async fn try_destination(spec: &Spec, environment: &Environment) -> std::result::Result<(), String> {
+    match Destination::build(spec, environment) {
+        Ok(destination) => destination.check().await,
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Nobody may be there to read it.
+fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 struct Report {
@@ -113,11 +141,11 @@ impl Report {
     ) -> Option<T> {
         match result {
             Ok(value) => {
-                println!("ok    {what}: {}", detail(&value));
+                print(&format!("ok    {what}: {}", detail(&value)));
                 Some(value)
             }
             Err(error) => {
-                println!("FAIL  {what}: {}", error.to_string().replace('\n', " "));
+                print(&format!("FAIL  {what}: {}", error.to_string().replace('\n', " ")));
                 self.ok = false;
                 None
             }

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tracing_subscriber::filter::Targets;
 
+use crate::amqp_url::AmqpUrl;
 use crate::cli::{LogFormat, Options};
 use crate::error::{Error, Result};
-use crate::postgres::ConnInfo;
+use crate::logging;
+use crate::postgres::{self, ConnInfo, Variables};
 
 pub struct Config {
     pub database: ConnInfo,
@@ -19,13 +22,13 @@ pub struct Config {
     pub tuning: Tuning,
     pub grace_period: Duration,
     pub log_format: LogFormat,
-    pub log_level: String,
+    pub log_levels: Targets,
 }
 
 /// Where RabbitMQ is, and the files of `amqps`.
 #[derive(Clone)]
 pub struct Amqp {
-    pub url: String,
+    pub url: AmqpUrl,
     pub ca_cert: Option<PathBuf>,
     pub client_cert: Option<PathBuf>,
     pub client_key: Option<PathBuf>,
@@ -44,7 +47,9 @@ pub struct Tuning {
 #[serde(deny_unknown_fields)]
 struct File {
     database_url: Option<String>,
+    database_url_file: Option<PathBuf>,
     amqp_url: Option<String>,
+    amqp_url_file: Option<PathBuf>,
     amqp_ca_cert: Option<PathBuf>,
     amqp_client_cert: Option<PathBuf>,
     amqp_client_key: Option<PathBuf>,
@@ -64,13 +69,21 @@ impl Config {
     /// Puts the sources together and checks them.
     pub fn load(options: &Options) -> Result<Self> {
         let file = options.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        Self::combine(options, file)
+        Self::combine(options, file, &|name| std::env::var(name).ok())
     }
 
-    fn combine(options: &Options, file: File) -> Result<Self> {
+    fn combine(options: &Options, file: File, variables: Variables) -> Result<Self> {
         let o = options;
-        let database_url = text(&o.database_url).or(text(&file.database_url));
-        let database_url = database_url.ok_or_else(|| wrong("DATABASE_URL is not set"))?;
+        let database_url = secret("DATABASE_URL", &o.database_url, &o.database_url_file)?.or(secret(
+            "database_url",
+            &file.database_url,
+            &file.database_url_file,
+        )?);
+        let database = match database_url {
+            Some(url) => ConnInfo::read(&url, variables)?,
+            None if postgres::says_where(variables) => ConnInfo::read("", variables)?,
+            None => return Err(wrong("DATABASE_URL is not set")),
+        };
         let tuning = Tuning {
             max_in_flight: o.max_in_flight.or(file.max_in_flight).unwrap_or(2000),
             max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(16 << 20),
@@ -78,62 +91,108 @@ impl Config {
             lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
         };
         check_tuning(&tuning)?;
-        let amqp_url = text(&o.amqp_url).or(text(&file.amqp_url));
-        let amqp = amqp_url.map(|url| Amqp {
-            url,
-            ca_cert: o.amqp_ca_cert.clone().or(file.amqp_ca_cert),
-            client_cert: o.amqp_client_cert.clone().or(file.amqp_client_cert),
-            client_key: o.amqp_client_key.clone().or(file.amqp_client_key),
-        });
-        amqp.as_ref().map_or(Ok(()), check_amqp)?;
+        let amqp_url = secret("AMQP_URL", &o.amqp_url, &o.amqp_url_file)?.or(secret(
+            "amqp_url",
+            &file.amqp_url,
+            &file.amqp_url_file,
+        )?);
+        let files = [
+            o.amqp_ca_cert.clone().or(file.amqp_ca_cert),
+            o.amqp_client_cert.clone().or(file.amqp_client_cert),
+            o.amqp_client_key.clone().or(file.amqp_client_key),
+        ];
+        let amqp = amqp_url.map(|url| amqp(&url, files)).transpose()?;
+        let networks = o.webhook_allow_networks.clone().or(file.webhook_allow_networks).unwrap_or_default();
+        check_networks(&networks)?;
+        let log_level = text(&o.log_level).or(text(&file.log_level));
         Ok(Config {
-            database: ConnInfo::parse(&database_url)?,
+            database,
             amqp,
-            webhook_allow_networks: o
-                .webhook_allow_networks
-                .clone()
-                .or(file.webhook_allow_networks)
-                .unwrap_or_default(),
+            webhook_allow_networks: networks,
             http_listen: listen(text(&o.http_listen).or(text(&file.http_listen)))?,
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
             grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
             log_format: o.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
-            log_level: text(&o.log_level).or(text(&file.log_level)).unwrap_or_else(|| "info".into()),
+            log_levels: logging::levels(log_level.as_deref().unwrap_or("info"))?,
         })
+    }
+
+    /// What was given and has no effect.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        let amqp = self.amqp.iter().flat_map(|amqp| &amqp.url.warnings);
+        self.database.warnings.iter().chain(amqp).map(String::as_str)
     }
 }
 
-/// An empty variable is one that is not set.
+/// An empty variable is one that is not set. What surrounds a value, such as the end of its line, is no part of it.
 fn text(value: &Option<String>) -> Option<String> {
-    value.clone().filter(|value| !value.trim().is_empty())
+    value.as_deref().map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned)
+}
+
+/// A value that is given itself or lies in a file.
+fn secret(name: &str, value: &Option<String>, path: &Option<PathBuf>) -> Result<Option<String>> {
+    let Some(path) = path.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+        return Ok(text(value));
+    };
+    if text(value).is_some() {
+        return Err(wrong(format!("{name} and its file are both given: leave one out")));
+    }
+    let read = std::fs::read_to_string(path);
+    let read = read.map_err(|error| wrong(format!("the file of {name}{} can't be read: {error}", shown(path))))?;
+    match text(&Some(read)) {
+        Some(value) => Ok(Some(value)),
+        None => Err(wrong(format!("the file of {name}{} is empty", shown(path)))),
+    }
 }
 
 fn wrong(message: impl Into<String>) -> Error {
     Error::Configuration(message.into())
 }
 
+/// A path for a message, unless what was given for one could be something else: a URL, or a password alone.
+fn shown(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if path.is_absolute() && !text.contains("://") && !text.contains(['@', '\n']) => {
+            format!(" ({text})")
+        }
+        _ => String::new(),
+    }
+}
+
 fn read_file(path: &Path) -> Result<File> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| wrong(format!("can't read {}: {error}", path.display())))?;
-    parse_file(&text).map_err(|error| {
-        let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
-        let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
-        // The message names keys and types, and the line that it would quote may hold a password.
-        let message = error.message().lines().next().unwrap_or_default();
-        wrong(format!("{}{line}: {message}", path.display()))
-    })
+    let place = shown(path);
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong(format!("the configuration file{place} can't be read: {error}")))?;
+    parse_file(&text).map_err(|error| wrong(format!("the configuration file{place}, {}", describe_toml(&error, &text))))
 }
 
 fn parse_file(text: &str) -> std::result::Result<File, toml::de::Error> {
     toml::from_str(text)
 }
 
+/// Where and what kind of thing is wrong. The parser's own message would quote the value, which may be a password.
+fn describe_toml(error: &toml::de::Error, text: &str) -> String {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text[..at].lines().count().max(1);
+    let message = error.message();
+    let what = match message {
+        message if message.starts_with("unknown field") => "a key that is unknown",
+        message if message.starts_with("duplicate") => "a key that is given twice",
+        message if message.starts_with("invalid type") => "a value of the wrong type",
+        message if message.starts_with("unknown variant") || message.starts_with("invalid value") => {
+            "a value that is not allowed"
+        }
+        _ => "not TOML",
+    };
+    format!("line {line}: {what}")
+}
+
 fn listen(given: Option<String>) -> Result<SocketAddr> {
     let address = given.unwrap_or_else(|| "127.0.0.1:9464".into());
-    let found = address.trim().to_socket_addrs().ok().and_then(|mut all| all.next());
+    let found = address.to_socket_addrs().ok().and_then(|mut all| all.next());
     found.ok_or_else(|| {
-        wrong(format!("HTTP_LISTEN must be a host and a port, such as 127.0.0.1:9464 or [::1]:9464, not {address:?}"))
+        wrong("HTTP_LISTEN must be a host of this machine and a port, such as 127.0.0.1:9464 or [::1]:9464")
     })
 }
 
@@ -153,20 +212,48 @@ fn check_tuning(tuning: &Tuning) -> Result<()> {
     Ok(())
 }
 
+/// Files that are given by themselves win over those of the URL.
+fn amqp(url: &str, [ca_cert, client_cert, client_key]: [Option<PathBuf>; 3]) -> Result<Amqp> {
+    let url = AmqpUrl::parse(url)?;
+    let amqp = Amqp {
+        ca_cert: ca_cert.or_else(|| url.ca_cert.clone()),
+        client_cert: client_cert.or_else(|| url.client_cert.clone()),
+        client_key: client_key.or_else(|| url.client_key.clone()),
+        url,
+    };
+    check_amqp(&amqp)?;
+    Ok(amqp)
+}
+
 fn check_amqp(amqp: &Amqp) -> Result<()> {
-    if !amqp.url.starts_with("amqp://") && !amqp.url.starts_with("amqps://") {
-        return Err(wrong("AMQP_URL must begin with amqp:// or amqps://"));
-    }
     if amqp.client_cert.is_some() != amqp.client_key.is_some() {
         return Err(wrong("amqp_client_cert and amqp_client_key go together"));
     }
+    let files = [&amqp.ca_cert, &amqp.client_cert, &amqp.client_key];
+    for (key, path) in ["amqp_ca_cert", "amqp_client_cert", "amqp_client_key"].iter().zip(files) {
+        if let Some(path) = path {
+            std::fs::File::open(path)
+                .map_err(|error| wrong(format!("the file of {key}{} can't be read: {error}", shown(path))))?;
+        }
+    }
     Ok(())
+}
+
+/// What could not even be an address is not handed on to where it would be shown.
+fn check_networks(networks: &[String]) -> Result<()> {
+    let numeric = |c: char| c.is_ascii_hexdigit() || ".:/ ".contains(c);
+    match networks.iter().all(|network| network.chars().all(numeric) && !network.contains("//")) {
+        true => Ok(()),
+        false => Err(wrong("webhook_allow_networks must be networks in CIDR notation, such as 10.1.0.0/16")),
+    }
 }
 
 /// The name given, or `host:pid`; PostgreSQL keeps 63 bytes of it.
 fn consumer(given: Option<String>) -> Result<String> {
     match given {
         Some(name) if name.len() > 63 => Err(wrong("consumer must have at most 63 bytes")),
+        // It is seen by many: a URL is here by mistake.
+        Some(name) if name.contains("://") => Err(wrong("consumer is a name, not a URL")),
         Some(name) => Ok(name),
         None => {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -184,13 +271,17 @@ mod tests {
     use crate::cli::Cli;
     use clap::Parser;
 
+    fn none(_: &str) -> Option<String> {
+        None
+    }
+
     fn options() -> Options {
         Options { database_url: Some("postgres://u:pw@h/db".into()), ..Options::default() }
     }
 
     #[test]
     fn the_defaults_are_those_of_the_reference() {
-        let config = Config::combine(&options(), File::default()).ok().unwrap();
+        let config = Config::combine(&options(), File::default(), &none).ok().unwrap();
         assert_eq!(config.http_listen.to_string(), "127.0.0.1:9464");
         assert_eq!(config.grace_period, Duration::from_secs(25));
         assert!(config.amqp.is_none());
@@ -201,7 +292,7 @@ mod tests {
     fn flag_and_environment_win_over_the_file() {
         let file = parse_file("claim_batch = 7\nlease = 30\nhttp_listen = '0.0.0.0:1'").unwrap();
         let options = Options { claim_batch: Some(9), ..options() };
-        let config = Config::combine(&options, file).ok().unwrap();
+        let config = Config::combine(&options, file, &none).ok().unwrap();
         assert_eq!(config.tuning.claim_batch, 9);
         assert_eq!(config.tuning.lease, Duration::from_secs(30));
         assert_eq!(config.http_listen.to_string(), "0.0.0.0:1");
@@ -223,6 +314,12 @@ mod tests {
             write("database_url = 'postgres://u:hunter2@h/db\nlease = 1"),
             write("database_url = 'postgres://u:hunter2@h/db'\nlease = 'x'"),
             write("database_urll = 'postgres://u:hunter2@h/db'"),
+            write("lease = 'postgres://u:hunter2@h/db'"),
+            write("log_format = 'postgres://u:hunter2@h/db'"),
+            write("'postgres://u:hunter2@h/db' = 1"),
+            write("lease = 7\nlease = 'hunter2'"),
+            write("postgres://u:hunter2@h/db"),
+            write("webhook_allow_networks = 'hunter2'"),
         ] {
             assert!(!error.contains("hunter2") && !error.contains('\n'), "{error}");
         }
@@ -265,7 +362,7 @@ mod tests {
             Options { consumer: Some("x".repeat(64)), ..options() },
             Options { database_url: Some(" ".into()), ..options() },
         ] {
-            assert!(matches!(Config::combine(&options, File::default()), Err(Error::Configuration(_))));
+            assert!(matches!(Config::combine(&options, File::default(), &none), Err(Error::Configuration(_))));
         }
     }
 }

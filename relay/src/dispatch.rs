@@ -14,19 +14,24 @@ use tokio::sync::watch;
 use tokio_postgres::Notification;
 
 use crate::config::Tuning;
-use crate::destination::{Environment, Spec, Standing};
+use crate::destination::{Environment, Outcome, Spec, Standing};
 use crate::error::{Error, Result};
 use crate::lane::{Done, News};
 use crate::lanes::{Ask, Lanes, Limits};
 use crate::lease::{Asked, Lease};
-use crate::ledger::{Ended, Ledger, Settlement};
+use crate::ledger::{Ended, Key, Ledger, Settlement};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
-use crate::store::{Claimed, Store};
+use crate::store::{Claimed, Store, Unread};
 use crate::trace;
 
 /// A server may be busy for a while: with a recovery, or with what an operator asked for.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(60);
+
+/// What is unanswered for longer than any lease ends the session: all that it holds has gone to others by then.
+pub fn answer_limit(tuning: &Tuning) -> Duration {
+    tuning.lease.max(SHORTEST_SILENCE)
+}
 
 /// What a claim brought, and what was asked for.
 struct Batch {
@@ -152,9 +157,8 @@ impl Dispatcher {
         [self.look_again, self.ledger.next_renewal(), probe].into_iter().flatten().min()
     }
 
-    /// What is unanswered for longer than any lease ends the session: all that it holds has gone to others by then.
     fn query(&mut self, query: impl Future<Output = Result<Answer>> + Send + 'static) {
-        let limit = self.tuning.lease.max(SHORTEST_SILENCE);
+        let limit = answer_limit(&self.tuning);
         self.queries.push(Box::pin(async move {
             let silent = |_| Error::Server(format!("PostgreSQL did not answer within {} s", limit.as_secs()));
             tokio::time::timeout(limit, query).await.map_err(silent)?
@@ -325,7 +329,11 @@ impl Dispatcher {
         let key = (claimed.token, claimed.id);
         trace::step("claimed", &claimed.event_id, None);
         self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at, lease);
-        let event = claimed.event.map(Arc::new).filter(|_| !self.stopping);
+        let event = match claimed.event {
+            Ok(event) => Some(Arc::new(event)).filter(|_| !self.stopping),
+            Err(Unread::NoRoom) => None,
+            Err(Unread::Unreadable(error)) => return self.reject(key, &claimed.destinations, &error),
+        };
         for destination in &claimed.destinations {
             let attempt = claimed.attempts.get(destination).copied().unwrap_or(0) + 1;
             let given = match &event {
@@ -339,6 +347,14 @@ impl Dispatcher {
                 self.metrics.released.inc();
                 self.ledger.ended(key, &destination.as_str().into(), Ended::Released, Instant::now());
             }
+        }
+    }
+
+    /// What nobody can be given is a dead letter everywhere, and holds up nothing.
+    fn reject(&mut self, key: Key, destinations: &[String], error: &str) {
+        for destination in destinations {
+            let ended = Ended::With(Outcome::Rejected { error: error.to_owned() });
+            self.ledger.ended(key, &destination.as_str().into(), ended, Instant::now());
         }
     }
 

@@ -1,5 +1,9 @@
 //! The relay's own pages: `/metrics`, `/healthz` (the process lives) and `/readyz` (it listens and is attached).
+//!
+//! Nobody holds a connection: each is for one request, which has seconds to arrive, and when too many are open the oldest
+//! goes. What the relay needs its descriptors for is delivery.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,11 +12,29 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::session::Current;
+use crate::store::Stats;
+
+/// More than any number of scrapers and probes need at once.
+const MOST_CONNECTIONS: usize = 64;
+
+/// For a request's head to arrive.
+const HEAD: Duration = Duration::from_secs(5);
+
+/// For a connection as a whole, its answer included.
+const CONNECTION: Duration = Duration::from_secs(20);
+
+/// Bytes of a request's head.
+const BUFFER: usize = 16 * 1024;
 
 #[derive(Clone)]
 struct Pages {
@@ -30,32 +52,56 @@ pub async fn serve(address: SocketAddr, metrics: Metrics, current: Current) -> R
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readiness))
         .with_state(Pages { metrics, current });
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, pages).await {
-            tracing::error!(%error, "the HTTP listener has ended");
-        }
-    });
+    tokio::spawn(accept(listener, pages));
     Ok(())
+}
+
+async fn accept(listener: TcpListener, pages: Router) {
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                open.retain(|connection| !connection.is_finished());
+                if open.len() >= MOST_CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                open.push_back(tokio::spawn(answer(stream, pages.clone())));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the HTTP listener could not be taken");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, pages: Router) {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false).max_buf_size(BUFFER);
+    let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(pages));
+    // Whoever asked and did not wait, or asked badly, has no need of a line in the log.
+    let _ended = timeout(CONNECTION, connection).await;
 }
 
 async fn readiness(State(pages): State<Pages>) -> Response {
     match pages.current.store() {
-        Some(_) => (StatusCode::OK, "ready\n").into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "not connected to PostgreSQL\n").into_response(),
+        Ok(_) => (StatusCode::OK, "ready\n").into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 
 /// Asks the database for its gauges now, and goes without them when it does not answer soon.
 async fn show_metrics(State(pages): State<Pages>) -> Response {
-    let stats = match pages.current.store() {
-        Some(store) => tokio::time::timeout(Duration::from_secs(2), store.stats())
-            .await
-            .ok()
-            .and_then(|r| r.inspect_err(|error| tracing::warn!(%error, "outbox.stats() failed")).ok()),
-        None => None,
-    };
-    match pages.metrics.render(stats.as_ref()) {
+    match pages.metrics.render(stats(&pages).await.as_ref()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn stats(pages: &Pages) -> Option<Stats> {
+    let store = pages.current.store().ok()?;
+    let asked = timeout(Duration::from_secs(2), store.stats()).await.ok()?;
+    asked.inspect_err(|error| tracing::warn!(%error, "outbox.stats() failed")).ok().flatten()
 }

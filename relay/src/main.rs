@@ -5,13 +5,14 @@
 //! entered in the `ledger`, which `dispatch` settles. `window` bounds what is held, `lease` says until when, `pause` and
 //! `pace` when a destination is tried again and how fast; `trace` shows each step.
 //!
-//! - `cli`, `config`, `error`: what the user configures
-//! - `postgres`: connecting, with TLS as libpq names it
-//! - `metrics`, `http`, `check`: what an operator looks at
-//! - `backoff`, `shutdown`: when to try again, when to stop
+//! - `cli`, `config`, `amqp_url`, `error`: what the user configures
+//! - `postgres`, `net`: connecting, with TLS as libpq names it
+//! - `logging`, `metrics`, `http`, `check`: what an operator looks at
+//! - `backoff`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
 
 #![forbid(unsafe_code)]
 
+mod amqp_url;
 mod backoff;
 mod check;
 mod cli;
@@ -24,9 +25,13 @@ mod lane;
 mod lanes;
 mod lease;
 mod ledger;
+mod limits;
+mod logging;
 mod metrics;
+mod net;
 mod pace;
 mod pause;
+mod percent;
 mod postgres;
 mod queue;
 mod session;
@@ -35,14 +40,13 @@ mod store;
 mod trace;
 mod window;
 
-use std::io::IsTerminal;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, LogFormat};
+use crate::cli::{Cli, Command};
 use crate::config::Config;
 use crate::destination::Environment;
 use crate::error::{EXIT_CONFIGURATION, Error, Result};
@@ -59,24 +63,26 @@ fn main() -> ExitCode {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        Err(error) => {
-            eprintln!("outbox-relay: {}", cli::describe(&error));
-            return ExitCode::from(EXIT_CONFIGURATION);
-        }
+        Err(error) => return complain(&cli::describe(&error), EXIT_CONFIGURATION),
     };
     match start(&cli.command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("outbox-relay: {error}");
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => complain(&error.to_string(), error.exit_code()),
     }
+}
+
+/// The one line that says why there is no relay. Nobody may be there to read it.
+fn complain(line: &str, code: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "outbox-relay: {line}");
+    ExitCode::from(code)
 }
 
 fn start(command: &Command) -> Result<bool> {
     let config = Arc::new(Config::load(command.options())?);
-    start_logging(&config)?;
+    logging::start(config.log_format, config.log_levels.clone());
+    config.warnings().for_each(|warning| tracing::warn!("{warning}"));
+    limits::raise_open_files();
     let connector = Connector::new(config.database.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -84,32 +90,23 @@ fn start(command: &Command) -> Result<bool> {
         .build()
         .map_err(|error| Error::Server(format!("can't start the runtime: {error}")))?;
     let environment = Arc::new(Environment::new(&config).map_err(|error| Error::Configuration(error.to_string()))?);
+    // On a thread of the runtime: the connections' tasks are there too, and need not wake another thread.
     let done = match command {
-        // On a thread of the runtime: the connections' tasks are there too, and need not wake another thread.
         Command::Run(_) => runtime
             .block_on(runtime.spawn(run(config, connector, environment)))
-            .unwrap_or_else(|error| Err(Error::Server(format!("the relay failed: {error}"))))
+            .unwrap_or_else(|_| Err(failed()))
             .map(|()| true),
-        Command::Check(_) => Ok(runtime.block_on(check::check(&config, &connector, &environment))),
+        Command::Check(_) => {
+            let checked = runtime.spawn(async move { Ok(check::check(&config, &connector, &environment).await) });
+            runtime.block_on(checked).unwrap_or_else(|_| Err(failed()))
+        }
     };
     runtime.shutdown_background();
     done
 }
 
-fn start_logging(config: &Config) -> Result<()> {
-    // At their lowest levels libraries log what goes over the wire: logins, keys, payloads. lapin logs the body of each
-    // returned message at any level.
-    const QUIET: &str = "lapin=info,lapin::returned_messages=off,tokio_postgres=info,hyper=info,hyper_util=info,\
-                         reqwest=info,rustls=info";
-    let directives = format!("{},{QUIET}", config.log_level);
-    let filter = EnvFilter::try_new(directives)
-        .map_err(|_| Error::Configuration("log_level is neither a level nor a list of directives".into()))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-    }
-    Ok(())
+fn failed() -> Error {
+    Error::Server("the relay failed, see the line before".into())
 }
 
 /// Relays until a signal, then drains for the grace period at most. What is held after that, the server gives back.

@@ -1,36 +1,44 @@
 //! Sessions with PostgreSQL, one after the other: connect, listen, attach, catch up, work; on any loss the same again.
 //!
 //! Listening comes before catching up, so that nothing committed in between is missed. When a session is lost, all that it
-//! held is dropped here: the server gives it back by itself, to whoever claims next.
+//! held is dropped here: the server gives it back by itself, to whoever claims next. So it does when a session panics.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::destination::Environment;
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{Dispatcher, answer_limit};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::postgres::Connector;
+use crate::postgres::{Connector, Pair};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 
 /// Until a session listens and is attached; beyond that something stands in the way that may be gone at the next try.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The session that is at work, for those that only want to ask it something.
-#[derive(Clone, Default)]
-pub struct Current(Arc<Mutex<Option<Arc<Store>>>>);
+/// The session that is at work, for those that only want to ask it something; without one, why there is none.
+#[derive(Clone)]
+pub struct Current(Arc<Mutex<std::result::Result<Arc<Store>, String>>>);
+
+impl Default for Current {
+    fn default() -> Self {
+        Current(Arc::new(Mutex::new(Err("not connected to PostgreSQL yet".into()))))
+    }
+}
 
 impl Current {
-    pub fn store(&self) -> Option<Arc<Store>> {
+    pub fn store(&self) -> std::result::Result<Arc<Store>, String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, store: Option<Arc<Store>>) {
+    fn set(&self, store: std::result::Result<Arc<Store>, String>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = store;
     }
 }
@@ -51,10 +59,18 @@ impl Sessions {
             .ok_or_else(|| Error::Configuration("reconnection schedule".into()))?;
         while !self.shutdown.is_requested() {
             let started = Instant::now();
-            let result = self.session().await;
-            self.current.set(None);
+            let result = AssertUnwindSafe(self.session())
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| Err(Error::Server("the relay failed, see the line before; it begins anew".into())));
             self.metrics.connected.set(0);
-            let Err(error) = result else { return Ok(()) };
+            let error = match result {
+                Ok(()) => return Ok(()),
+                // Trying again can't help.
+                Err(error @ Error::Configuration(_)) => return Err(error),
+                Err(error) => error,
+            };
+            self.current.set(Err(format!("no session with PostgreSQL: {error}")));
             self.metrics.reconnects.inc();
             if started.elapsed() > Duration::from_secs(30) {
                 backoff.reset();
@@ -73,10 +89,12 @@ impl Sessions {
     async fn session(&self) -> Result<()> {
         let (notified, mut notifications) = unbounded_channel();
         let open = async {
-            let claims = self.connector.connect(Some(notified)).await?;
-            let settles = self.connector.connect_beside(&claims).await?;
-            let store = Store::open(claims.client, settles.client, &self.config.consumer, claims.utf8).await?;
-            Ok::<_, Error>((Arc::new(store), claims.driver, settles.driver))
+            let pair = Pair::open(&self.connector, Some(notified), answer_limit(&self.config.tuning)).await?;
+            let (store, claims, settles) = Store::open(pair, &self.config.consumer, &mut notifications).await?;
+            if store.destinations().await?.is_empty() {
+                self.say_that_there_is_no_destination();
+            }
+            Ok::<_, Error>((Arc::new(store), claims, settles))
         };
         let (store, mut claims, mut settles) = tokio::select! {
             opened = tokio::time::timeout(OPEN_TIMEOUT, open) => opened.unwrap_or_else(|_| {
@@ -84,7 +102,7 @@ impl Sessions {
             })?,
             () = self.shutdown.requested() => return Ok(()),
         };
-        self.current.set(Some(store.clone()));
+        self.current.set(Ok(store.clone()));
         self.metrics.connected.set(1);
         tracing::info!(consumer = self.config.consumer, database = self.connector.target(), "listening");
         let mut dispatcher = Dispatcher::new(store, self.environment.clone(), self.config.tuning, self.metrics.clone());
@@ -95,7 +113,16 @@ impl Sessions {
             result = settles.ended() => lost(result),
         }
     }
+
+    fn say_that_there_is_no_destination(&self) {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| tracing::info!("{NO_DESTINATION}"));
+    }
 }
+
+/// What an operator has to do first.
+const NO_DESTINATION: &str = "no destination yet, so events wait: SELECT outbox.add_rabbitmq('orders') or \
+     SELECT outbox.add_webhook('crm', 'https://…') adds one";
 
 fn lost(result: Result<()>) -> Result<()> {
     result.and(Err(Error::Server("the connection was closed".into())))

@@ -1,7 +1,13 @@
-//! SIGTERM and SIGINT, as something that any task can wait for.
+//! Signals. SIGTERM and SIGINT ask for an end, as something that any task can wait for; a second one does not wait. SIGHUP
+//! changes nothing: there is nothing that could be read again without losing what is under way.
+
+use std::process::exit;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+/// Exit code after a second signal: what was held is given back by the server, not by us.
+const HASTY: i32 = 1;
 
 /// Cheap to clone. Once requested, always requested.
 #[derive(Clone)]
@@ -12,16 +18,25 @@ impl Shutdown {
     pub fn on_signals() -> std::io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
         let (sender, receiver) = watch::channel(false);
         tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                    _ = hang_up.recv() => {
+                        tracing::info!("SIGHUP: nothing is read again; restart the relay to change its configuration");
+                        continue;
+                    }
+                }
+                // The sender stays, so that nobody takes its end for a change.
+                if sender.send_replace(true) {
+                    tracing::warn!("a second signal: ending at once");
+                    exit(HASTY);
+                }
+                tracing::info!("shutting down");
             }
-            tracing::info!("shutting down");
-            sender.send_replace(true);
-            // Whoever waits later sees the value; the sender stays so that nobody takes its end for a change.
-            sender.closed().await;
         });
         Ok(Shutdown(receiver))
     }

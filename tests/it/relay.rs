@@ -203,7 +203,7 @@ fn wrong_configuration_is_one_clear_line_without_a_password() -> Result<()> {
         (&[("DATABASE_URL", "mysql://me:hidden-word@localhost/db")], "postgres"),
         (&[("DATABASE_URL", "postgres://me:hidden-word@localhost:port/db")], "port"),
         (&[("DATABASE_URL", good), ("AMQP_URL", "http://me:hidden-word@localhost")], "amqp"),
-        (&[("DATABASE_URL", good), ("HTTP_LISTEN", "nowhere")], "nowhere"),
+        (&[("DATABASE_URL", good), ("HTTP_LISTEN", "nowhere")], "HTTP_LISTEN"),
         (&[("DATABASE_URL", good), ("OUTBOX_WEBHOOK_ALLOW_NETWORKS", "10.0.0.0/99")], "10.0.0.0/99"),
         (&[("DATABASE_URL", good), ("OUTBOX_CLAIM_BATCH", "0")], "claim"),
         (&[("DATABASE_URL", good), ("OUTBOX_CONFIG", "/nowhere/relay.toml")], "/nowhere/relay.toml"),

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::OnceCell;
 
-use crate::postgres::{DataDir, default_settings};
+use crate::postgres::{DataDir, SUPERUSER, default_settings};
 use crate::process::{Process, run};
 use crate::session::Session;
 use crate::{scratch, wait};
@@ -102,6 +102,11 @@ impl Cluster {
 
     pub fn url_as(&self, role: &str, password: &str, database: &str) -> String {
         self.server.url_as(role, password, database)
+    }
+
+    /// The superuser and its password.
+    pub fn login(&self) -> (String, String) {
+        (SUPERUSER.to_owned(), self.server.password.clone())
     }
 
     pub fn port(&self) -> u16 {

@@ -3,7 +3,7 @@
 //! - [`cluster`]: a PostgreSQL with the extension; [`session`]: a connection to it that hears notifications
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
 //! - [`receiver`]: an HTTP server for webhooks; [`reference`]: who verifies their signatures
-//! - [`relay`]: the relay's binary; [`http`]: its pages
+//! - [`relay`]: the relay's binary; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
 //! - [`tls`]: a certificate authority
 //! - [`wait`]: for conditions
 //! - [`detached`]: servers that are left running
@@ -13,6 +13,7 @@ pub mod broker;
 pub mod cluster;
 pub mod detached;
 pub mod http;
+pub mod pool;
 pub mod postgres;
 pub mod process;
 pub mod queue;

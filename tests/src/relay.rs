@@ -138,7 +138,7 @@ pub fn command(on_parent_death: Option<&str>) -> Result<Command> {
     command.arg(binary()?).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| {
-            name.starts_with("OUTBOX_") || matches!(name, "DATABASE_URL" | "HTTP_LISTEN") || name.starts_with("AMQP_")
+            ["OUTBOX_", "DATABASE_", "AMQP_", "PG"].iter().any(|prefix| name.starts_with(prefix)) || name == "HTTP_LISTEN"
         }) {
             command.env_remove(name);
         }

@@ -14,15 +14,16 @@ use lapin::options::ExchangeDeclareOptions;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{FieldTable, ShortString};
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, ErrorKind, ExchangeKind};
+use lapin::{Connection, ErrorKind, ExchangeKind};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::ConfigError;
+use super::dial::dial;
 use crate::backoff::Backoff;
 use crate::config::Amqp;
 
-/// From the first packet to an open connection.
+/// For what is declared apart.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest pause between two tries: when a broker is back, deliveries go on within a second.
@@ -57,7 +58,8 @@ impl Standing {
 }
 
 pub struct Broker {
-    uri: AMQPUri,
+    /// One for each host.
+    uris: Vec<AMQPUri>,
     tls: OwnedTLSConfig,
     kept: AtomicBool,
     standing: watch::Sender<Standing>,
@@ -90,14 +92,12 @@ impl Link {
 impl Broker {
     /// Connects to nothing yet.
     pub fn new(amqp: &Amqp) -> Result<Self, ConfigError> {
-        // The parser's own error could show the password.
-        let mut uri: AMQPUri = amqp
-            .url
-            .parse()
-            .map_err(|_| ConfigError("AMQP_URL is malformed: use amqp://user:password@host:5672/vhost".into()))?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        let mut uris = amqp.url.uris.clone();
+        for uri in &mut uris {
+            uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        }
         Ok(Broker {
-            uri,
+            uris,
             tls: tls(amqp)?,
             kept: AtomicBool::new(false),
             standing: watch::Sender::new(Standing::Connecting),
@@ -213,23 +213,12 @@ impl Broker {
     }
 
     async fn connect(&self) -> Result<Connection, String> {
-        let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
-        let properties = ConnectionProperties::default().with_connection_name("outbox-relay".into());
-        let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, self.tls.clone(), runtime);
-        timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| {
-                format!(
-                    "can't connect to RabbitMQ at {}: no answer within {} s",
-                    self.place(),
-                    CONNECT_TIMEOUT.as_secs()
-                )
-            })?
-            .map_err(|error| format!("can't connect to RabbitMQ at {}: {}", self.place(), describe(&error)))
+        dial(&self.uris, &self.tls).await
     }
 
     fn place(&self) -> String {
-        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+        let hosts = self.uris.iter().map(|uri| format!("{}:{}", uri.authority.host, uri.authority.port));
+        hosts.collect::<Vec<_>>().join(",")
     }
 }
 

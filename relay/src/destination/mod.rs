@@ -9,6 +9,7 @@ mod body;
 mod broker;
 mod channel;
 mod connecting;
+mod dial;
 mod json;
 mod message;
 mod rabbitmq;

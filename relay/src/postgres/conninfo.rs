@@ -1,396 +1,342 @@
-//! A connection string in either of libpq's forms. tokio-postgres reads most keys; those of TLS, and those that it names
-//! or measures differently, are taken out here and handled by us.
+//! Where PostgreSQL is and how to connect to it: every key of libpq is honoured, accepted because it changes nothing here,
+//! or refused because without it the connection would be weaker than its owner believes.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio_postgres::config::{Host, SslMode as TlsUse, TargetSessionAttrs};
+use tokio_postgres::config::{ChannelBinding, SslMode as TlsUse, SslNegotiation};
 
-use crate::error::{Error, Result};
+use super::libpq::{PasswordFile, Variables, gather};
+use super::params::{self, invalid};
+use super::tls_settings::TlsSettings;
+use crate::error::Result;
 
-/// `sslmode`, in libpq's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    Disable,
-    Allow,
-    Prefer,
-    Require,
-    VerifyCa,
-    VerifyFull,
+/// One of the servers that may be asked.
+#[derive(Clone)]
+pub struct Server {
+    pub at: At,
+    pub port: u16,
+    /// The name that its certificate must hold.
+    pub name: String,
+    /// Login and database, and what the startup message says.
+    pub config: tokio_postgres::Config,
 }
 
-/// Where the certificates are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsSettings {
-    pub mode: SslMode,
-    /// `None`: libpq's default file, when it exists. `Some("system")`: the system's trusted certificates.
-    pub root_cert: Option<PathBuf>,
-    pub cert: Option<PathBuf>,
-    pub key: Option<PathBuf>,
+pub enum At {
+    Name(String),
+    Address(IpAddr),
+    /// The directory of a Unix-domain socket.
+    Directory(PathBuf),
+}
+
+/// `None`: as the system does it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    pub idle: Duration,
+    pub interval: Duration,
+    pub count: u32,
 }
 
 #[derive(Clone)]
 pub struct ConnInfo {
-    pub config: tokio_postgres::Config,
+    pub servers: Vec<Server>,
     pub tls: TlsSettings,
+    /// `target_session_attrs` asks for a server that takes writes.
+    pub read_write: bool,
+    /// Ask the servers, and the addresses of each, in any order.
+    pub shuffled: bool,
+    pub connect_timeout: Duration,
+    pub tcp_user_timeout: Option<Duration>,
+    pub keepalive: Option<Keepalive>,
+    /// What was given and has no effect, for the log.
+    pub warnings: Vec<String>,
 }
 
-const OURS: [&str; 8] = [
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "target_session_attrs",
-    "keepalives_count",
-    "tcp_user_timeout",
-    "fallback_application_name",
+/// Where a server's socket is by default: Debian's directory, then PostgreSQL's own.
+const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// Accepted: the relay's libraries have no such feature, or always do it.
+const WITHOUT_EFFECT: [&str; 10] = [
+    "gssdelegation",
+    "gsslib",
+    "krbsrvname",
+    "max_protocol_version",
+    "passfile",
+    "replication",
+    "service",
+    "servicefile",
+    "sslcompression",
+    "sslsni",
+];
+
+/// Refused when set: to leave them out would weaken what they ask for.
+const REFUSED: [(&str, &str); 8] = [
+    ("require_auth", "use channel_binding=require, or TLS with sslmode=verify-full"),
+    ("requirepeer", "leave it out, or use TLS with sslmode=verify-full"),
+    ("sslcrldir", "put the lists into one file and name it in sslcrl"),
+    ("sslpassword", "store the key without a password, readable for the relay alone"),
+    ("sslkeylogfile", "leave it out"),
+    ("scram_client_key", "use a password"),
+    ("scram_server_key", "use a password"),
+    ("oauth_issuer", "use a password or a certificate"),
 ];
 
 impl ConnInfo {
-    /// Reads `postgres://…` or `key=value …`. The error shows no part of the string's values.
-    pub fn parse(text: &str) -> Result<Self> {
-        if text.split_once("://").is_some_and(|(scheme, _)| is_foreign(scheme)) {
-            return Err(invalid("a URL must begin with postgres:// or postgresql://"));
+    /// Reads `postgres://…` or `key=value …`, and what the environment and its files add. The error shows no value.
+    pub fn read(text: &str, variables: Variables) -> Result<Self> {
+        let keys = Keys { all: gather(params::parse(text)?, variables)? };
+        keys.check()?;
+        let mut warnings = keys.without_effect();
+        let tls = TlsSettings::read(&|key| keys.get(key))?;
+        let login = keys.login(&tls, variables)?;
+        let passwords = match login.get_password() {
+            Some(_) => None,
+            None => Some(PasswordFile::read(keys.get("passfile"), variables, &mut warnings)),
+        };
+        let user_timeout: u32 = keys.number("tcp_user_timeout")?.unwrap_or(15_000);
+        let connect_timeout: i32 = keys.number("connect_timeout")?.filter(|seconds| *seconds > 0).unwrap_or(10);
+        Ok(ConnInfo {
+            servers: keys.servers(&login, passwords.as_ref())?,
+            tls,
+            read_write: keys.read_write()?,
+            shuffled: keys.choice("load_balance_hosts", &["disable", "random"])? == Some("random"),
+            // libpq takes 1 for 2, and 0 for no limit, which a relay that has other servers to try can't use.
+            connect_timeout: Duration::from_secs(u64::from(connect_timeout.unsigned_abs()).max(2)),
+            tcp_user_timeout: (user_timeout > 0).then(|| Duration::from_millis(user_timeout.into())),
+            keepalive: keys.keepalive()?,
+            warnings,
+        })
+    }
+
+    /// Where it leads, for logs: `host,host/database`, no user and no password.
+    pub fn target(&self) -> String {
+        let places: Vec<String> = self.servers.iter().map(|server| server.at.to_string()).collect();
+        let database = self.servers.first().and_then(|server| server.config.get_dbname());
+        format!("{}/{}", places.join(","), database.unwrap_or("the user's database"))
+    }
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            At::Name(name) => f.write_str(name),
+            At::Address(address) => address.fmt(f),
+            At::Directory(path) => path.display().fmt(f),
         }
-        let (rest, pairs) = take_out(text)?;
-        let mut config: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
-            let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
-            invalid(&format!("{error}{}", cause.unwrap_or_default()))
-        })?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(invalid("it names no host"));
+    }
+}
+
+struct Keys {
+    all: BTreeMap<String, String>,
+}
+
+impl Keys {
+    /// An empty value is one that is not set, as in libpq.
+    fn get(&self, key: &str) -> Option<&str> {
+        self.all.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
+        let wrong = |_| invalid(&format!("{key} must be a whole number"));
+        self.get(key).map(|value| value.trim().parse().map_err(wrong)).transpose()
+    }
+
+    fn choice(&self, key: &str, allowed: &[&str]) -> Result<Option<&str>> {
+        match self.get(key) {
+            Some(value) if !allowed.contains(&value) => {
+                Err(invalid(&format!("{key} must be {}", allowed.join(" or "))))
+            }
+            value => Ok(value),
         }
-        let mut tls = TlsSettings { mode: SslMode::Prefer, root_cert: None, cert: None, key: None };
-        let mut mode = None;
-        let mut user_timeout = Some(Duration::from_secs(15));
-        for (key, value) in pairs {
-            match key.as_str() {
-                "sslmode" => mode = Some(ssl_mode(&value)?),
-                "sslrootcert" => tls.root_cert = Some(value.into()),
-                "sslcert" => tls.cert = Some(value.into()),
-                "sslkey" => tls.key = Some(value.into()),
-                "target_session_attrs" => {
-                    config.target_session_attrs(session_attrs(&value)?);
-                }
-                "keepalives_count" => {
-                    config.keepalives_retries(number(&key, &value)?);
-                }
-                "tcp_user_timeout" => {
-                    let millis: u32 = number(&key, &value)?;
-                    user_timeout = (millis > 0).then(|| Duration::from_millis(millis.into()));
-                }
-                _ => {}
+    }
+
+    /// What can't be honoured is refused; a key that nobody knows could be a slip, or a piece of a password.
+    fn check(&self) -> Result<()> {
+        const HONOURED: [&str; 21] = [
+            "application_name",
+            "channel_binding",
+            "client_encoding",
+            "connect_timeout",
+            "dbname",
+            "fallback_application_name",
+            "gssencmode",
+            "host",
+            "hostaddr",
+            "keepalives",
+            "keepalives_count",
+            "keepalives_idle",
+            "keepalives_interval",
+            "load_balance_hosts",
+            "min_protocol_version",
+            "options",
+            "password",
+            "port",
+            "target_session_attrs",
+            "tcp_user_timeout",
+            "user",
+        ];
+        for (key, instead) in REFUSED {
+            if self.get(key).is_some() {
+                return Err(invalid(&format!("{key} can't be honoured; {instead}")));
             }
         }
-        if let Some(timeout) = user_timeout {
-            config.tcp_user_timeout(timeout);
+        let known = |key: &str| {
+            HONOURED.contains(&key)
+                || WITHOUT_EFFECT.contains(&key)
+                || TlsSettings::KEYS.contains(&key)
+                || REFUSED.iter().any(|(refused, _)| *refused == key)
+                || key.starts_with("oauth_")
+        };
+        if !self.all.keys().all(|key| known(key)) {
+            return Err(invalid("it has a key that libpq does not know"));
         }
-        // As libpq: the system's authorities vouch for any name, so names are verified with them.
-        let default = if is_system(&tls) { SslMode::VerifyFull } else { SslMode::Prefer };
-        tls.mode = mode.unwrap_or(default);
-        check_files(&tls)?;
-        fill_in(&mut config, &tls);
-        Ok(ConnInfo { config, tls })
-    }
-
-    /// How many hosts are named.
-    pub fn hosts(&self) -> usize {
-        self.config.get_hosts().len().max(self.config.get_hostaddrs().len())
-    }
-
-    /// The configuration for one of them. The library's own turn through all never leaves one that accepts and then says
-    /// nothing.
-    pub fn of_host(&self, at: usize) -> tokio_postgres::Config {
-        of_host(&self.config, at)
-    }
-
-    /// Where it leads, for logs: `host:port/database`, no user and no password.
-    pub fn target(&self) -> String {
-        let hosts: Vec<String> = self
-            .config
-            .get_hosts()
-            .iter()
-            .map(|host| match host {
-                Host::Tcp(name) => name.clone(),
-                Host::Unix(path) => path.display().to_string(),
-            })
-            .collect();
-        let database = self.config.get_dbname().unwrap_or("the user's database");
-        format!("{}/{database}", hosts.join(","))
-    }
-}
-
-fn of_host(all: &tokio_postgres::Config, at: usize) -> tokio_postgres::Config {
-    let mut one = tokio_postgres::Config::new();
-    match all.get_hosts().get(at) {
-        Some(Host::Tcp(name)) => drop(one.host(name)),
-        Some(Host::Unix(path)) => drop(one.host_path(path)),
-        None => {}
-    }
-    all.get_hostaddrs().get(at).map(|address| one.hostaddr(*address));
-    // One port is for all.
-    all.get_ports().get(at).or(all.get_ports().first()).map(|port| one.port(*port));
-    all.get_user().map(|user| one.user(user));
-    all.get_password().map(|password| one.password(password));
-    all.get_dbname().map(|name| one.dbname(name));
-    all.get_options().map(|options| one.options(options));
-    all.get_application_name().map(|name| one.application_name(name));
-    all.get_connect_timeout().map(|limit| one.connect_timeout(*limit));
-    all.get_tcp_user_timeout().map(|limit| one.tcp_user_timeout(*limit));
-    all.get_keepalives_interval().map(|interval| one.keepalives_interval(interval));
-    all.get_keepalives_retries().map(|retries| one.keepalives_retries(retries));
-    one.keepalives(all.get_keepalives())
-        .keepalives_idle(all.get_keepalives_idle())
-        .ssl_mode(all.get_ssl_mode())
-        .ssl_negotiation(all.get_ssl_negotiation())
-        .channel_binding(all.get_channel_binding())
-        .target_session_attrs(all.get_target_session_attrs());
-    one
-}
-
-/// Letters alone, so no `key=value`.
-fn is_foreign(scheme: &str) -> bool {
-    !matches!(scheme, "postgres" | "postgresql") && scheme.chars().all(|c| c.is_ascii_alphanumeric())
-}
-
-fn invalid(what: &str) -> Error {
-    Error::Configuration(format!("DATABASE_URL is not a valid connection string: {what}"))
-}
-
-fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T> {
-    value.parse().map_err(|_| invalid(&format!("{key} must be a whole number")))
-}
-
-fn ssl_mode(value: &str) -> Result<SslMode> {
-    Ok(match value {
-        "disable" => SslMode::Disable,
-        "allow" => SslMode::Allow,
-        "prefer" => SslMode::Prefer,
-        "require" => SslMode::Require,
-        "verify-ca" => SslMode::VerifyCa,
-        "verify-full" => SslMode::VerifyFull,
-        _ => {
-            let modes = "disable, allow, prefer, require, verify-ca or verify-full";
-            return Err(invalid(&format!("sslmode must be {modes}")));
+        // `require` would be a promise of encryption that nobody keeps.
+        self.choice("gssencmode", &["disable", "prefer"])?;
+        self.choice("min_protocol_version", &["3.0"])?;
+        if self.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
+            return Err(invalid("replication is for replication clients, which a relay is not"));
         }
-    })
-}
+        Ok(())
+    }
 
-fn session_attrs(value: &str) -> Result<TargetSessionAttrs> {
-    match value {
-        "any" => Ok(TargetSessionAttrs::Any),
-        "read-write" | "primary" => Ok(TargetSessionAttrs::ReadWrite),
-        _ => Err(invalid("target_session_attrs must be any, read-write or primary: a relay writes")),
+    fn without_effect(&self) -> Vec<String> {
+        let silent = ["passfile", "service", "servicefile"];
+        let utf8 = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "utf8" | "utf-8" | "auto");
+        let encoding = self.get("client_encoding").filter(|value| !utf8(value)).map(|_| "client_encoding");
+        let given = WITHOUT_EFFECT.iter().copied().filter(|key| !silent.contains(key) && self.get(key).is_some());
+        given.chain(encoding).map(|key| format!("{key} of the connection string has no effect here")).collect()
+    }
+
+    fn login(&self, tls: &TlsSettings, variables: Variables) -> Result<tokio_postgres::Config> {
+        let mut config = tokio_postgres::Config::new();
+        let system_user = || variables("USER").or_else(|| variables("LOGNAME")).unwrap_or_else(|| "root".into());
+        config.user(self.get("user").map_or_else(system_user, str::to_owned));
+        self.get("password").map(|password| config.password(password));
+        self.get("dbname").map(|name| config.dbname(name));
+        self.get("options").map(|options| config.options(options));
+        let name = self.get("application_name").or(self.get("fallback_application_name"));
+        config.application_name(name.unwrap_or("outbox-relay"));
+        config.ssl_mode(tls.first_use());
+        config.ssl_negotiation(match self.choice("sslnegotiation", &["postgres", "direct"])? {
+            Some("direct") if config.get_ssl_mode() != TlsUse::Require => {
+                return Err(invalid("sslnegotiation=direct needs sslmode=require, verify-ca or verify-full"));
+            }
+            Some("direct") => SslNegotiation::Direct,
+            _ => SslNegotiation::Postgres,
+        });
+        config.channel_binding(match self.choice("channel_binding", &["disable", "prefer", "require"])? {
+            Some("disable") => ChannelBinding::Disable,
+            Some("require") => ChannelBinding::Require,
+            _ => ChannelBinding::Prefer,
+        });
+        Ok(config)
+    }
+
+    fn read_write(&self) -> Result<bool> {
+        match self.get("target_session_attrs") {
+            None | Some("any") => Ok(false),
+            Some("read-write" | "primary") => Ok(true),
+            _ => Err(invalid("target_session_attrs must be any, read-write or primary: a relay writes")),
+        }
+    }
+
+    /// Defaults that a connection which only listens needs: without them a peer that vanished is never noticed.
+    fn keepalive(&self) -> Result<Option<Keepalive>> {
+        if self.number::<i32>("keepalives")? == Some(0) {
+            return Ok(None);
+        }
+        let seconds = |key, default| {
+            let given = self.number(key)?.filter(|seconds| *seconds > 0);
+            Result::Ok(Duration::from_secs(given.unwrap_or(default)))
+        };
+        Ok(Some(Keepalive {
+            idle: seconds("keepalives_idle", 10)?,
+            interval: seconds("keepalives_interval", 5)?,
+            count: self.number("keepalives_count")?.filter(|count| *count > 0).unwrap_or(3),
+        }))
+    }
+
+    fn servers(&self, login: &tokio_postgres::Config, passwords: Option<&PasswordFile>) -> Result<Vec<Server>> {
+        let hosts = self.list("host");
+        let addresses = self.list("hostaddr");
+        let ports = self.list("port");
+        let count = hosts.len().max(addresses.len()).max(1);
+        if (!hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len())
+            || (ports.len() > 1 && ports.len() != count)
+        {
+            return Err(invalid("host, hostaddr and port must name the same number of servers"));
+        }
+        let server = |i: usize| {
+            let port = port(ports.get(i).or(ports.first()).copied().unwrap_or_default())?;
+            let host = hosts.get(i).copied().unwrap_or_default();
+            let at = at(host, addresses.get(i).copied().unwrap_or_default(), port)?;
+            Ok(server(at, host, port, login, passwords))
+        };
+        (0..count).map(server).collect()
+    }
+
+    fn list(&self, key: &str) -> Vec<&str> {
+        self.get(key).map(|list| list.split(',').map(str::trim).collect()).unwrap_or_default()
     }
 }
 
-fn is_system(tls: &TlsSettings) -> bool {
-    tls.root_cert.as_deref().is_some_and(|path| path.as_os_str() == "system")
-}
-
-fn check_files(tls: &TlsSettings) -> Result<()> {
-    if tls.cert.is_some() != tls.key.is_some() {
-        return Err(invalid("sslcert and sslkey go together"));
-    }
-    if is_system(tls) && tls.mode != SslMode::VerifyFull {
-        return Err(invalid("sslrootcert=system needs sslmode=verify-full"));
-    }
-    Ok(())
-}
-
-/// Defaults that a connection which only listens needs: without them a peer that vanished is never noticed.
-fn fill_in(config: &mut tokio_postgres::Config, tls: &TlsSettings) {
-    config.ssl_mode(match tls.mode {
-        SslMode::Disable | SslMode::Allow => TlsUse::Disable,
-        SslMode::Prefer => TlsUse::Prefer,
-        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => TlsUse::Require,
-    });
-    if config.get_user().is_none() {
-        config.user(std::env::var("PGUSER").or_else(|_| std::env::var("USER")).unwrap_or("root".into()));
-    }
-    if config.get_password().is_none()
-        && let Ok(password) = std::env::var("PGPASSWORD")
-    {
+fn server(at: At, host: &str, port: u16, login: &tokio_postgres::Config, passwords: Option<&PasswordFile>) -> Server {
+    let mut config = login.clone();
+    let user = config.get_user().unwrap_or_default().to_owned();
+    let database = config.get_dbname().unwrap_or(&user).to_owned();
+    // The password file calls the server behind the default socket by this name.
+    let of_file = if host.is_empty() { "localhost" } else { host };
+    if let Some(password) = passwords.and_then(|file| file.password(of_file, port, &database, &user)) {
         config.password(password);
     }
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(Duration::from_secs(10));
+    if matches!(at, At::Directory(_)) {
+        // As libpq: there is no TLS on such a socket, whatever `sslmode` says.
+        config.ssl_mode(TlsUse::Disable).ssl_negotiation(SslNegotiation::Postgres);
     }
-    if config.get_keepalives_idle() == Duration::from_secs(2 * 60 * 60) {
-        config.keepalives_idle(Duration::from_secs(10));
-    }
-    if config.get_keepalives_interval().is_none() {
-        config.keepalives_interval(Duration::from_secs(5));
-    }
-    if config.get_keepalives_retries().is_none() {
-        config.keepalives_retries(3);
-    }
-    if config.get_application_name().is_none() {
-        config.application_name("outbox-relay");
+    let name = if host.is_empty() { at.to_string() } else { host.to_owned() };
+    Server { at, port, name, config }
+}
+
+fn port(text: &str) -> Result<u16> {
+    match text {
+        "" => Ok(5432),
+        text => text.parse().ok().filter(|port| *port > 0).ok_or_else(|| invalid("port must be from 1 to 65535")),
     }
 }
 
-/// The string without our keys, and our keys with their values.
-fn take_out(text: &str) -> Result<(String, Vec<(String, String)>)> {
-    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        Ok(take_out_of_url(text))
-    } else {
-        take_out_of_pairs(text)
+fn at(host: &str, address: &str, port: u16) -> Result<At> {
+    if !address.is_empty() {
+        return address.parse().map(At::Address).map_err(|_| invalid("hostaddr must be an IP address"));
     }
+    if host.starts_with('/') {
+        return Ok(At::Directory(host.into()));
+    }
+    if host.is_empty() {
+        return Ok(default_place(port));
+    }
+    if let Ok(address) = host.parse() {
+        return Ok(At::Address(address));
+    }
+    // Anything else could be a piece of a password, and would be looked up and logged.
+    let named = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if !host.chars().all(named) {
+        return Err(invalid("host must be a name, an IP address or the absolute path of a socket's directory"));
+    }
+    Ok(At::Name(host.to_owned()))
 }
 
-fn take_out_of_url(url: &str) -> (String, Vec<(String, String)>) {
-    let Some((base, query)) = url.split_once('?') else {
-        return (url.to_owned(), Vec::new());
-    };
-    let mut kept = Vec::new();
-    let mut ours = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some((key, value)) if OURS.contains(&key) => {
-                ours.push((key.to_owned(), percent_decode(value)));
-            }
-            _ => kept.push(pair),
-        }
-    }
-    let rest = if kept.is_empty() { base.to_owned() } else { format!("{base}?{}", kept.join("&")) };
-    (rest, ours)
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match (bytes[at], hex) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                at += 3;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-fn take_out_of_pairs(text: &str) -> Result<(String, Vec<(String, String)>)> {
-    let mut kept = String::new();
-    let mut ours = Vec::new();
-    let mut chars = text.chars().peekable();
-    loop {
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        if chars.peek().is_none() {
-            return Ok((kept, ours));
-        }
-        let mut key = String::new();
-        while let Some(c) = chars.next_if(|c| *c != '=' && !c.is_whitespace()) {
-            key.push(c);
-        }
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        if chars.next() != Some('=') {
-            return Err(invalid("a key has no value"));
-        }
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        let value = pair_value(&mut chars)?;
-        if OURS.contains(&key.as_str()) {
-            ours.push((key, value));
-        } else {
-            let quoted = value.replace('\\', "\\\\").replace('\'', "\\'");
-            kept.push_str(&format!("{key}='{quoted}' "));
-        }
-    }
-}
-
-fn pair_value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<String> {
-    let quoted = chars.next_if_eq(&'\'').is_some();
-    let mut value = String::new();
-    loop {
-        match chars.next() {
-            Some('\\') => value.extend(chars.next()),
-            Some('\'') if quoted => return Ok(value),
-            Some(c) if !quoted && c.is_whitespace() => return Ok(value),
-            Some(c) => value.push(c),
-            None if quoted => return Err(invalid("a quote is not closed")),
-            None => return Ok(value),
-        }
+/// As libpq, the local socket; where there is none, this machine.
+fn default_place(port: u16) -> At {
+    let has_socket = |directory: &&&str| Path::new(directory).join(format!(".s.PGSQL.{port}")).exists();
+    match SOCKET_DIRECTORIES.iter().find(has_socket) {
+        Some(directory) => At::Directory(directory.into()),
+        None => At::Name("localhost".into()),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> ConnInfo {
-        ConnInfo::parse(text).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    #[test]
-    fn both_forms_say_the_same() {
-        let url = parse(
-            "postgres://u:p%40ss@a:1,b:2/db?sslmode=verify-full&sslrootcert=%2Fca.pem&target_session_attrs=read-write",
-        );
-        let pairs = parse(
-            r"host=a,b port=1,2 user=u password='p@ss' dbname=db sslmode = verify-full sslrootcert='/ca.pem' target_session_attrs=read-write",
-        );
-        for info in [url, pairs] {
-            assert_eq!(info.tls.mode, SslMode::VerifyFull);
-            assert_eq!(info.tls.root_cert.as_deref(), Some("/ca.pem".as_ref()));
-            assert_eq!(info.config.get_password(), Some(b"p@ss".as_ref()));
-            assert_eq!(info.config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
-            assert_eq!(info.config.get_ports(), [1, 2]);
-            assert_eq!(info.target(), "a,b/db");
-        }
-    }
-
-    #[test]
-    fn each_host_has_its_port_and_all_else_in_common() {
-        let info = parse("host=a,b,/run port=1,2,3 user=u password=p dbname=d target_session_attrs=read-write");
-        assert_eq!(info.hosts(), 3);
-        let second = info.of_host(1);
-        assert_eq!((second.get_hosts(), second.get_ports()), (&[Host::Tcp("b".into())][..], &[2][..]));
-        assert_eq!(info.of_host(2).get_hosts(), [Host::Unix("/run".into())]);
-        assert_eq!((second.get_user(), second.get_dbname()), (Some("u"), Some("d")));
-        assert_eq!(second.get_keepalives_idle(), info.config.get_keepalives_idle());
-        assert_eq!(second.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
-        let one_port = parse("host=a,b port=7 user=u");
-        assert_eq!(one_port.of_host(1).get_ports(), [7]);
-    }
-
-    #[test]
-    fn tcp_user_timeout_is_milliseconds_as_in_libpq() {
-        let info = parse("host=a user=u tcp_user_timeout=2500 keepalives_count=7");
-        assert_eq!(info.config.get_tcp_user_timeout(), Some(&Duration::from_millis(2500)));
-        assert_eq!(info.config.get_keepalives_retries(), Some(7));
-        assert_eq!(parse("host=a tcp_user_timeout=0").config.get_tcp_user_timeout(), None);
-    }
-
-    #[test]
-    fn a_connection_that_only_listens_notices_a_lost_peer() {
-        let config = parse("host=a user=u").config;
-        assert!(config.get_keepalives_idle() < Duration::from_secs(60));
-        assert!(config.get_tcp_user_timeout().is_some());
-        assert!(config.get_connect_timeout().is_some());
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_without_the_password() {
-        for text in [
-            "postgres://u:hunter2@a/db?sslmode=maybe",
-            "postgres://u:hunter2@a:port/db",
-            "postgres://u:hunter2@a/db?no_such_key=1",
-            "host=a password=hunter2 target_session_attrs=standby",
-            "host=a password='hunter2",
-            "password=hunter2 dbname=x",
-            "host=a password=hunter2 sslcert=/x",
-            "hunter2",
-        ] {
-            let error = ConnInfo::parse(text).err().expect(text).to_string();
-            assert!(!error.contains("hunter2"), "{error}");
-            assert!(!error.contains('\n'));
-        }
-    }
-}
+#[path = "conninfo_tests.rs"]
+mod tests;

@@ -8,11 +8,14 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::conninfo::{SslMode, TlsSettings};
+use super::tls_settings::{SslMode, TlsSettings};
 use crate::error::{Error, Result};
 
 /// The connector for these settings. Files are read now: a missing one is wrong configuration.
@@ -24,7 +27,7 @@ pub fn connector(settings: &TlsSettings) -> Result<MakeRustlsConnect> {
         provider: provider.clone(),
     });
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&versions(settings))
         .map_err(|error| Error::Configuration(format!("TLS: {error}")))?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
@@ -36,6 +39,13 @@ pub fn connector(settings: &TlsSettings) -> Result<MakeRustlsConnect> {
     };
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     Ok(MakeRustlsConnect::new(config))
+}
+
+fn versions(settings: &TlsSettings) -> Vec<&'static SupportedProtocolVersion> {
+    [(settings.tls13, &TLS13), (settings.tls12, &TLS12)]
+        .into_iter()
+        .filter_map(|(allowed, version)| allowed.then_some(version))
+        .collect()
 }
 
 /// What is trusted; `None`: whoever answers.
@@ -60,6 +70,8 @@ fn trust(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Optio
         return Err(Error::Configuration("sslrootcert holds no usable certificate".into()));
     }
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .with_crls(revoked(settings.crl.as_deref())?)
+        .allow_unknown_revocation_status()
         .build()
         .map(Some)
         .map_err(|error| Error::Configuration(format!("sslrootcert: {error}")))
@@ -73,15 +85,21 @@ fn system_certificates() -> Result<Vec<CertificateDer<'static>>> {
     Ok(found)
 }
 
+fn revoked(path: Option<&Path>) -> Result<Vec<CertificateRevocationListDer<'static>>> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    CertificateRevocationListDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| Error::Configuration(format!("sslcrl: {error}")))
+}
+
 fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|error| Error::Configuration(format!("{key} {}: {error}", path.display())))
+        .map_err(|error| Error::Configuration(format!("{key}: {error}")))
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| Error::Configuration(format!("sslkey {}: {error}", path.display())))
+    PrivateKeyDer::from_pem_file(path).map_err(|error| Error::Configuration(format!("sslkey: {error}")))
 }
 
 #[derive(Debug)]
