@@ -198,7 +198,7 @@ BEGIN
           WHERE x.outcome = 'answered' HAVING count(*) > 0;
         FOR v_row IN
             SELECT x.token, x.id, x.destination, x.outcome, x.error,
-                   make_interval(secs => least(greatest(x.retry_in, 0), 1e8)) AS retry_in
+                   make_interval(secs => CASE WHEN x.retry_in IS NOT NULL THEN least(greatest(x.retry_in, 0), 1e8) END) AS retry_in
               FROM jsonb_to_recordset(exceptions)
                    AS x (token bigint, id bigint, destination text, outcome text, error text, retry_in float8)
              WHERE x.outcome IS DISTINCT FROM 'delivered' AND x.outcome IS DISTINCT FROM 'answered' ORDER BY x.id

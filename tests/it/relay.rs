@@ -15,7 +15,14 @@ use uuid::Uuid;
 
 const ALL_PROCESSED: &str = "SELECT bool_and(status = 'processed') FROM outbox_events";
 
-/// A broker of the test's own with a queue that gets everything.
+/// A database with a destination for RabbitMQ.
+async fn with_destination(cluster: &Cluster) -> Result<String> {
+    let database = cluster.database().await?;
+    cluster.connect(&database).await?.batch_execute("SELECT outbox.add_rabbitmq('rabbitmq')").await?;
+    Ok(database)
+}
+
+/// A queue that gets everything.
 async fn queue(broker: &Broker) -> Result<Queue> {
     let channel = broker.channel().await?;
     channel.bind("outbox_events", "#", "all").await?;
@@ -58,7 +65,7 @@ async fn all_arrive_in_order(session: &Session, queue: &mut Queue) -> Result<Vec
 #[tokio::test]
 async fn two_relays_share_the_work() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
+    let database = with_destination(cluster).await?;
     let session = cluster.connect(&database).await?;
     let broker = Broker::shared().await?;
     let mut queue = queue(&broker).await?;
@@ -83,7 +90,7 @@ async fn two_relays_share_the_work() -> Result<()> {
 #[tokio::test]
 async fn what_a_killed_relay_held_is_delivered_by_another() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
+    let database = with_destination(cluster).await?;
     let session = cluster.connect(&database).await?;
     let broker = Broker::own().await?;
     let mut queue = queue(&broker).await?;
@@ -105,7 +112,7 @@ async fn what_a_killed_relay_held_is_delivered_by_another() -> Result<()> {
 #[tokio::test]
 async fn nothing_is_lost_when_postgresql_ends_in_the_middle() -> Result<()> {
     let cluster = Cluster::start().await?;
-    let database = cluster.database().await?;
+    let database = with_destination(&cluster).await?;
     let broker = Broker::shared().await?;
     let mut queue = queue(&broker).await?;
     let _relay = Relay::start(&cluster, &database, Some(&broker)).await?;
@@ -136,7 +143,7 @@ async fn nothing_is_lost_when_postgresql_ends_in_the_middle() -> Result<()> {
 #[tokio::test]
 async fn nothing_is_lost_when_rabbitmq_ends_in_the_middle() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
+    let database = with_destination(cluster).await?;
     let session = cluster.connect(&database).await?;
     let broker = Broker::own().await?;
     broker.channel().await?.bind("outbox_events", "#", "all").await?;
@@ -156,7 +163,7 @@ async fn nothing_is_lost_when_rabbitmq_ends_in_the_middle() -> Result<()> {
 #[tokio::test]
 async fn sigterm_gives_back_what_is_not_delivered() -> Result<()> {
     let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
+    let database = with_destination(cluster).await?;
     let session = cluster.connect(&database).await?;
     let broker = Broker::own().await?;
     let mut queue = queue(&broker).await?;
@@ -175,7 +182,7 @@ async fn sigterm_gives_back_what_is_not_delivered() -> Result<()> {
 #[tokio::test]
 async fn idle_means_no_query_and_no_transaction() -> Result<()> {
     let cluster = Cluster::start().await?;
-    let database = cluster.database().await?;
+    let database = with_destination(&cluster).await?;
     let session = cluster.connect(&database).await?;
     let broker = Broker::shared().await?;
     let mut queue = queue(&broker).await?;

@@ -147,11 +147,9 @@ async fn what_surrounds_a_connection_string_is_no_part_of_it() -> Result<()> {
     let toml = dir.join("relay.toml");
     fs::write(&toml, format!("database_url = '''\n{url}\n'''\n"))?;
     let (file, toml) = (file.display().to_string(), toml.display().to_string());
-    for variables in [
-        ("DATABASE_URL", format!(" {url}\r\n")),
-        ("DATABASE_URL_FILE", file.clone()),
-        ("OUTBOX_CONFIG", toml.clone()),
-    ] {
+    for variables in
+        [("DATABASE_URL", format!(" {url}\r\n")), ("DATABASE_URL_FILE", file.clone()), ("OUTBOX_CONFIG", toml.clone())]
+    {
         let output = relay::command(None)?.arg("check").env(variables.0, &variables.1).output()?;
         ensure!(output.status.success(), "{}: {}", variables.0, String::from_utf8_lossy(&output.stdout));
     }

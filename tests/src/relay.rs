@@ -138,7 +138,8 @@ pub fn command(on_parent_death: Option<&str>) -> Result<Command> {
     command.arg(binary()?).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| {
-            ["OUTBOX_", "DATABASE_", "AMQP_", "PG"].iter().any(|prefix| name.starts_with(prefix)) || name == "HTTP_LISTEN"
+            ["OUTBOX_", "DATABASE_", "AMQP_", "PG"].iter().any(|prefix| name.starts_with(prefix))
+                || name == "HTTP_LISTEN"
         }) {
             command.env_remove(name);
         }
