@@ -57,13 +57,15 @@ CREATE TRIGGER after_outbox_truncate_deliveries AFTER TRUNCATE ON @extschema@.ou
     FOR EACH STATEMENT EXECUTE FUNCTION outbox._forget_deliveries();
 
 -- What an edit by hand means. The payload may be changed at any time: the next attempt sends what is there then. Where an
--- event goes and when may be changed until it has been given to its destinations. Its state is not for an edit to change: it
--- follows from what claims and settlements did.
+-- event goes and when may be changed until it has been given to its destinations. As long as no delivery of it is listed and
+-- no claim holds it, "processed" takes it as delivered and "pending" owes it (again) to all that want it. Else its state is
+-- not for an edit to change: it follows from what claims and settlements did.
 CREATE FUNCTION outbox._guard_edit() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NEW.status <> OLD.status THEN
+    IF NEW.status <> OLD.status
+       AND (OLD.expanded OR OLD.claim_token IS NOT NULL OR NEW.status NOT IN ('pending', 'processed')) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('status of outbox event %s can''t be changed from %s to %s by an UPDATE', OLD.id, OLD.status, NEW.status),
             HINT = 'Use outbox.replay() to deliver it again, claim and ack to take it as delivered, or delete the event.';
@@ -72,7 +74,9 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('id, event_id, claim_token, expanded and routed of outbox event %s can''t be changed', OLD.id),
             HINT = 'Insert another event in its place.';
-    ELSIF OLD.status <> 'processed' AND (OLD.status <> 'pending' OR OLD.expanded) THEN
+    ELSIF OLD.status <> 'processed' AND (OLD.status <> 'pending' OR OLD.expanded)
+          AND (NEW.event_type, NEW.aggregate_type, NEW.aggregate_id, NEW.tenant_id, NEW.available_at)
+              IS DISTINCT FROM (OLD.event_type, OLD.aggregate_type, OLD.aggregate_id, OLD.tenant_id, OLD.available_at) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('type, aggregate, tenant and available_at of outbox event %s can''t be changed any more', OLD.id),
             DETAIL = 'It has been given to its destinations.',
