@@ -48,7 +48,7 @@ pub fn start(format: LogFormat, levels: Targets) {
             registry().with(lines.with_filter(filter)).init();
         }
     }
-    std::panic::set_hook(Box::new(|panic| report(panic)));
+    std::panic::set_hook(Box::new(report));
 }
 
 /// At their lower levels libraries log what goes over the wire: logins, keys, payloads. lapin logs the body of each
