@@ -59,7 +59,7 @@ BEGIN
           WHERE e.id >= mark AND ((e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL)
                                   OR (e.status = 'processing' AND e.claim_token IS NOT NULL))
           ORDER BY e.id LIMIT 1),
-        (SELECT e.id + 1 FROM @extschema@.outbox_events e WHERE e.id >= mark ORDER BY e.id DESC LIMIT 1),
+        (SELECT least(e.id, 9223372036854775806) + 1 FROM @extschema@.outbox_events e WHERE e.id >= mark ORDER BY e.id DESC LIMIT 1),
         mark);
 END
 $$;
@@ -142,10 +142,10 @@ BEGIN
     token := outbox._new_token();
     v_head := coalesce(outbox._claim_head(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
     -- A statement of its own: what lowered the hint is seen only by a snapshot that is taken after it.
-    v_low := greatest(outbox._low_mark(true), 0);
+    v_low := outbox._low_mark(true);
     v_mark := outbox._advance_mark(v_low);
     -- A claim that is kept for long must not make every later walk longer.
-    IF outbox._is_recovered() AND v_head - v_mark > 20000 THEN
+    IF outbox._is_recovered() AND v_mark < greatest(v_head, -9223372036854755808) - 20000 THEN
         PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                       WHERE e.id BETWEEN v_mark AND v_head - 10000 AND e.claim_token IS NOT NULL));
         v_mark := outbox._advance_mark(v_mark);
@@ -269,7 +269,7 @@ COMMENT ON FUNCTION outbox.claim(int, text[], interval) IS
 -- 1 GB, or bytes that are none of its encoding. It claims like this, then asks for each event by itself.
 CREATE FUNCTION outbox.claim_refs(
     max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
-    RETURNS TABLE (id bigint, event_id uuid, retry_count int, destinations text[], claim_token bigint)
+    RETURNS SETOF outbox.claimed_ref
     LANGUAGE plpgsql SECURITY DEFINER ROWS 100
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
     SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -279,7 +279,7 @@ AS $$
 DECLARE
     v_claim record;
 BEGIN
-    SELECT * INTO v_claim FROM outbox._claim($1, $2, $3);
+    SELECT * INTO v_claim FROM outbox._claim(claim_refs.max_events, claim_refs.destinations, claim_refs.lease);
     RETURN QUERY
     SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
       FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
