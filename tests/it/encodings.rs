@@ -77,7 +77,7 @@ async fn an_event_that_cannot_be_handed_out_is_a_dead_letter_and_the_others_arri
             .await?;
         stage.receiver.wait_for(8, LONG).await.with_context(|| format!("{encoding}: {}", stage.relay.log()))?;
         let settled = "SELECT count(*) FILTER (WHERE status = 'processed') = 8
-                              AND count(*) FILTER (WHERE status = 'failed' AND last_error LIKE '%handed out%') = 1
+                              AND count(*) FILTER (WHERE status = 'failed' AND last_error LIKE '%hand it out%') = 1
                          FROM outbox_events";
         stage.session.until(settled, LONG).await.context(encoding)?;
         stage.session.batch_execute("SELECT outbox.publish('after', '{}')").await?;
