@@ -32,7 +32,7 @@ BEGIN
                count(*) FILTER (WHERE e.status = 'processed') AS processed,
                count(*) FILTER (WHERE e.status = 'failed') AS failed,
                min(e.id) FILTER (WHERE (e.status = 'pending' AND NOT e.expanded) OR e.claim_token IS NOT NULL) AS mark,
-               max(e.id) FILTER (WHERE e.claim_token IS NOT NULL) AS head, least(max(e.id), 9223372036854775806) + 1 AS past_all
+               max(e.id) FILTER (WHERE e.claim_token IS NOT NULL) AS head, CASE WHEN max(e.id) < 9223372036854775807 THEN max(e.id) + 1 ELSE max(e.id) END AS past_all
           INTO v_counts FROM @extschema@.outbox_events e
          WHERE outbox._count_from_here(v_try = 100);
         EXIT WHEN outbox._count_from_here(false);
