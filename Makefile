@@ -36,6 +36,7 @@ bench: setup
 
 unit:
 	@cargo test --release -p outbox-relay
+	@cargo test --release -p outbox-models
 	@$(library_cargo) test --release -p pg_outbox --lib --features pg$(major)
 
 relay:

@@ -6,6 +6,7 @@ mod atomic {
 }
 
 #[path = "../../pg_outbox_ext/src/ring.rs"]
+#[allow(clippy::len_without_is_empty, reason = "the file belongs to the extension, where nobody asks that")]
 pub mod ring;
 
 #[path = "../../pg_outbox_ext/src/timers.rs"]
