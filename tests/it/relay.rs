@@ -95,6 +95,7 @@ async fn what_a_killed_relay_held_is_delivered_by_another() -> Result<()> {
     let broker = Broker::own().await?;
     let mut queue = queue(&broker).await?;
     let relay = Relay::start(cluster, &database, Some(&broker)).await?;
+    relay.logged("connected to RabbitMQ", LONG).await?;
     // A broker that says nothing has the relay hold what it claimed.
     broker.freeze();
     insert(&session, 1000, 1000).await?;
@@ -168,6 +169,7 @@ async fn sigterm_gives_back_what_is_not_delivered() -> Result<()> {
     let broker = Broker::own().await?;
     let mut queue = queue(&broker).await?;
     let relay = Relay::with(&cluster.url(&database), Some(&broker.url()), &[("OUTBOX_GRACE_PERIOD", "1")]).await?;
+    relay.logged("connected to RabbitMQ", LONG).await?;
     broker.freeze();
     insert(&session, 100, 100).await?;
     session.until("SELECT count(*) = 100 FROM outbox_events WHERE status = 'processing'", LONG).await?;
