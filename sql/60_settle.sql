@@ -51,7 +51,7 @@ BEGIN
                         WHEN bool_or(d.status = 'failed') THEN 'failed'
                         ELSE 'processed' END AS status
               FROM (SELECT DISTINCT unnest(v_ids) AS id) i
-              LEFT JOIN outbox.delivery d ON d.id = i.id
+              LEFT JOIN LATERAL (SELECT x.status FROM outbox.delivery x WHERE x.id = i.id OFFSET 0) d ON true
              WHERE i.id <> ALL (v_locked)
              GROUP BY i.id) s
      WHERE e.id BETWEEN s.id AND s.id AND e.expanded AND e.claim_token IS NULL AND e.status <> s.status;

@@ -21,8 +21,8 @@ CREATE FUNCTION outbox.grant_relay(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %s', role);
-    EXECUTE format('GRANT USAGE ON TYPE outbox.claimed_event TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
+    EXECUTE format('GRANT USAGE ON TYPE outbox.claimed_event, outbox.claimed_ref TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.detach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
                    'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
                    'outbox.webhook_allow_networks, outbox.destination_back, outbox.destination_unable, outbox.stats, outbox.health TO %s', role);
 END

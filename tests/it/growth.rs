@@ -8,7 +8,7 @@ use outbox_tests::session::Session;
 const BATCH: usize = 200;
 const WAITING: usize = 30_000;
 
-async fn insert(session: &Session, kind: &str, count: usize) -> Result<()> {
+pub async fn insert(session: &Session, kind: &str, count: usize) -> Result<()> {
     let sql = format!(
         "INSERT INTO outbox_events (event_type, aggregate_type, aggregate_id, event_data)
          SELECT '{kind}', 'test', (n % 1000)::text, '{{}}' FROM generate_series(1, {count}) AS n"

@@ -29,6 +29,7 @@ mod returns;
 mod schedule;
 mod sessions;
 mod smoke;
+mod statistics;
 mod strings;
 mod surface;
 mod throttle;
