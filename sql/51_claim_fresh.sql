@@ -30,10 +30,11 @@ COMMENT ON FUNCTION outbox._unrouted_line(bigint, timestamptz) IS 'scheduled eve
 -- outbox.delivery because the destination can't be served or an earlier event of the aggregate is outstanding there.
 -- (What is outstanding before one event of a line is so before the later ones: no event of a line passes a parked one.)
 -- Not now: events whose row another transaction has locked, and those of their lines and of lines in flight.
--- unrouted_left: scheduled events are due that are not in outbox.delivery yet. seen: how many events were looked at closely.
+-- unrouted_left: scheduled events are due that are not in outbox.delivery yet. only_types: look at these alone. seen: how many events were looked at closely.
 -- full: the window ended before the fresh events did. behind: how many can't go now; stuck: of these, the locked ones.
 CREATE FUNCTION outbox._claim_fresh(
     token bigint, served text[], mark bigint, head bigint, max_events int, window_size bigint, unrouted_left boolean,
+    only_types text[],
     OUT ids bigint[], OUT held text[], OUT seen bigint, OUT "full" boolean, OUT behind bigint, OUT stuck bigint,
     OUT unrouted bigint)
     LANGUAGE plpgsql
@@ -49,6 +50,7 @@ BEGIN
         SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key, e.xmax <> 0 AS touched
           FROM @extschema@.outbox_events e
          WHERE e.id >= mark AND e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL
+           AND (only_types IS NULL OR e.event_type LIKE ANY (only_types))
          ORDER BY e.id LIMIT window_size
     ), lockable AS MATERIALIZED (
         SELECT e.id FROM @extschema@.outbox_events e
@@ -111,5 +113,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._claim_fresh(bigint, text[], bigint, bigint, int, bigint, boolean) IS
+COMMENT ON FUNCTION outbox._claim_fresh(bigint, text[], bigint, bigint, int, bigint, boolean, text[]) IS
     'claims fresh events; part of outbox.claim';

@@ -100,6 +100,8 @@ DECLARE
     v_asked int;
     v_window bigint;
     v_extra bigint := 200;
+    v_served_types text[];
+    v_only text[];
     v_ids bigint[] := '{}';
     v_held text[] := '{}';
     v_due_ids bigint[] := '{}';
@@ -167,8 +169,8 @@ BEGIN
             v_asked := CASE WHEN v_serve THEN v_room - v_reserve ELSE 1 END;
             v_window := v_asked + v_extra;
             SELECT * INTO v_fresh
-              FROM outbox._claim_fresh(token, served, v_mark, v_head, v_asked, v_window, v_left);
-            v_exhausted := NOT v_serve OR (v_fresh.seen < v_asked AND NOT v_fresh."full");
+              FROM outbox._claim_fresh(token, served, v_mark, v_head, v_asked, v_window, v_left, v_only);
+            v_exhausted := NOT v_serve OR (v_only IS NULL AND v_fresh.seen < v_asked AND NOT v_fresh."full");
             v_ids := v_ids || v_fresh.ids;
             v_held := v_held || v_fresh.held;
             v_room := v_room - coalesce(cardinality(v_fresh.ids), 0);
@@ -184,8 +186,15 @@ BEGIN
             ELSIF v_fresh."full" AND v_fresh.seen < v_asked THEN
                 -- What can't go now fills the window: a wider one sees what stands behind it.
                 v_extra := 2 * v_extra + v_fresh.behind;
-            ELSIF i >= 8 AND v_fresh.seen = v_asked THEN
+            ELSIF i >= 8 THEN
                 EXIT;
+            ELSIF v_served_types IS NULL AND v_serve AND 2 * coalesce(cardinality(v_fresh.ids), 0) < v_fresh.seen THEN
+                -- Most of what stands in front is owed to others: what is owed to those that are served goes first.
+                v_served_types := ARRAY(SELECT unnest(l.like_patterns) FROM outbox._lanes(served) l
+                                        WHERE l.serve);
+                v_only := v_served_types;
+            ELSE
+                v_only := NULL;
             END IF;
         END LOOP;
         v_top := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));

@@ -38,6 +38,8 @@ AS $$
       LEFT JOIN pg_namespace n ON d.classid = 'pg_namespace'::regclass AND n.oid = d.objid
      WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
        AND i.type IN ('function', 'table', 'view', 'sequence', 'type', 'schema')
+       -- An array has its element's privileges; from PostgreSQL 18 on it is a member too.
+       AND t.typcategory IS DISTINCT FROM 'A'
 $$;
 COMMENT ON FUNCTION outbox._members() IS 'the objects of the extension that have privileges';
 

@@ -347,3 +347,19 @@ async fn arguments_that_make_no_claim_are_errors_with_a_hint() -> Result<()> {
     }
     Ok(())
 }
+
+/// Its snapshot may be older than what others hold.
+#[tokio::test]
+async fn a_claim_in_an_old_snapshot_is_refused() -> Result<()> {
+    let (_, _, session) = fixture().await?;
+    insert(&session, &["a"]).await?;
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        session.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await?;
+        let error = session.query("SELECT * FROM outbox.claim()", &[]).await.expect_err(level);
+        let error = error.as_db_error().expect("an error of the server");
+        assert_eq!((error.code().code(), error.hint().is_some()), ("0A000", true), "{level}");
+        session.batch_execute("ROLLBACK").await?;
+    }
+    assert_eq!(claim(&session, "10").await?.0.len(), 1);
+    Ok(())
+}

@@ -17,6 +17,12 @@ const EVERYTHING: i32 = 1000;
 enum Call {
     /// One event of each of these aggregates, in one transaction; 0: of none.
     Insert(Vec<u8>),
+    /// One event of each of these aggregates, for later.
+    Schedule(Vec<u8>),
+    /// The application deletes an event that is not delivered yet.
+    Delete {
+        which: usize,
+    },
     /// An event whose transaction stays open.
     InsertLate(u8),
     EndLate {
@@ -64,6 +70,8 @@ fn call() -> impl Strategy<Value = Call> {
     let which = 0usize..8;
     prop_oneof![
         12 => prop::collection::vec(0u8..4, 1..6).prop_map(Call::Insert),
+        3 => prop::collection::vec(0u8..4, 1..4).prop_map(Call::Schedule),
+        2 => (0usize..20).prop_map(|which| Call::Delete { which }),
         3 => (0u8..4).prop_map(Call::InsertLate),
         3 => any::<bool>().prop_map(|commit| Call::EndLate { commit }),
         12 => (by.clone(), prop_oneof![Just(EVERYTHING), 1i32..5]).prop_map(|(by, most)| Call::Claim { by, most }),
@@ -84,6 +92,8 @@ enum State {
     Pending,
     /// Waits for its retry.
     Parked,
+    /// Waits for its time, and until then for nobody.
+    Scheduled,
     Held(i64),
     Processed,
     Failed,
@@ -106,8 +116,8 @@ struct Model {
 
 impl Model {
     fn open(&self, aggregate: u8, below: i64) -> impl Iterator<Item = (&i64, &Event)> {
-        let settled = |state| matches!(state, State::Processed | State::Failed);
-        self.events.range(..below).filter(move |(_, e)| aggregate != 0 && e.aggregate == aggregate && !settled(e.state))
+        let out = |state| matches!(state, State::Processed | State::Failed | State::Scheduled);
+        self.events.range(..below).filter(move |(_, e)| aggregate != 0 && e.aggregate == aggregate && !out(e.state))
     }
 
     fn held(&self, token: i64) -> Vec<i64> {
@@ -185,7 +195,7 @@ impl Model {
     fn counts(&self) -> [i64; 4] {
         let count = |of: &dyn Fn(State) -> bool| self.events.values().filter(|e| of(e.state)).count() as i64;
         [
-            count(&|s| matches!(s, State::Pending | State::Parked)),
+            count(&|s| matches!(s, State::Pending | State::Parked | State::Scheduled)),
             count(&|s| matches!(s, State::Held(_))),
             count(&|s| s == State::Processed),
             count(&|s| s == State::Failed),
@@ -241,6 +251,8 @@ impl System {
     async fn call(&mut self, model: &mut Model, call: &Call) -> Result<()> {
         match call {
             Call::Insert(aggregates) => self.insert(model, aggregates).await,
+            Call::Schedule(aggregates) => self.schedule(model, aggregates).await,
+            Call::Delete { which } => self.delete(model, *which).await,
             Call::InsertLate(aggregate) => {
                 if model.late.is_none() {
                     self.late.batch_execute("BEGIN").await?;
@@ -267,6 +279,30 @@ impl System {
         let ids = insert(&self.admin, aggregates).await?;
         let pending = |aggregate: &u8| Event { aggregate: *aggregate, state: State::Pending };
         model.events.extend(ids.into_iter().zip(aggregates.iter().map(pending)));
+        Ok(())
+    }
+
+    async fn schedule(&self, model: &mut Model, aggregates: &[u8]) -> Result<()> {
+        self.admin.batch_execute("BEGIN").await?;
+        let ids = insert(&self.admin, aggregates).await?;
+        let later =
+            format!("UPDATE outbox_events SET available_at = now() + '1 hour' WHERE id = ANY ('{{{}}}')", list(&ids));
+        self.admin.batch_execute(&format!("{later}; COMMIT")).await?;
+        let scheduled = |aggregate: &u8| Event { aggregate: *aggregate, state: State::Scheduled };
+        model.events.extend(ids.into_iter().zip(aggregates.iter().map(scheduled)));
+        Ok(())
+    }
+
+    /// What follows from a delete is the worker's to do.
+    async fn delete(&self, model: &mut Model, which: usize) -> Result<()> {
+        let there: Vec<i64> =
+            model.events.iter().filter(|(_, e)| e.state != State::Processed).map(|(id, _)| *id).collect();
+        let Some(id) = there.get(which % there.len().max(1)) else { return Ok(()) };
+        self.admin.batch_execute(&format!("DELETE FROM outbox_events WHERE id = {id}")).await?;
+        self.admin.until("SELECT NOT EXISTS (SELECT FROM outbox.touched)", LONG).await?;
+        if let Some(Event { state: State::Held(token), .. }) = model.events.remove(id) {
+            model.end_if_empty(token);
+        }
         Ok(())
     }
 
@@ -378,9 +414,12 @@ impl System {
 
     async fn due(&self, model: &mut Model) -> Result<()> {
         self.admin
-            .batch_execute("UPDATE outbox.delivery SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
+            .batch_execute(
+                "UPDATE outbox.delivery SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL;
+                 UPDATE outbox_events SET available_at = now() WHERE available_at > now() AND NOT routed",
+            )
             .await?;
-        for event in model.events.values_mut().filter(|e| e.state == State::Parked) {
+        for event in model.events.values_mut().filter(|e| matches!(e.state, State::Parked | State::Scheduled)) {
             event.state = State::Pending;
         }
         Ok(())
@@ -455,6 +494,10 @@ async fn insert(session: &Session, aggregates: &[u8]) -> Result<Vec<i64>> {
         )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+fn list(ids: &[i64]) -> String {
+    ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The ids and the token of a claim.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use outbox_tests::cluster::Cluster;
 use outbox_tests::receiver::{Receiver, Reply};
 use outbox_tests::relay::Relay;
 use outbox_tests::wait::LONG;
@@ -101,5 +102,23 @@ async fn big_events_under_way_do_not_make_small_ones_go_round_in_circles() -> Re
     assert_eq!(receiver.count(), 200);
     let released = relay.metric("outbox_relay_deliveries_released_total").await?;
     assert!(released < 1500.0, "{released} deliveries were claimed and given back");
+    Ok(())
+}
+
+/// Events that only a destination wants which can't be served stand in front of another's by the ten thousand.
+#[tokio::test]
+async fn a_backlog_of_one_destination_hides_no_event_of_another() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let session = cluster.connect(&cluster.database().await?).await?;
+    session
+        .batch_execute(
+            "SELECT outbox.add_rabbitmq('slow', event_types => '{slow.*}');
+             SELECT outbox.add_rabbitmq('fast', event_types => '{fast.*}');
+             INSERT INTO outbox_events (event_type, event_data) SELECT 'slow.event', '{}' FROM generate_series(1, 50000);
+             INSERT INTO outbox_events (event_type, event_data) VALUES ('fast.event', '{}')",
+        )
+        .await?;
+    let first: Option<String> = session.one("SELECT max(event_type) FROM outbox.claim(100, '{fast}')").await?;
+    assert_eq!(first.as_deref(), Some("fast.event"), "the first claim finds it");
     Ok(())
 }
