@@ -105,11 +105,20 @@ async fn retention_passes_what_is_locked_and_comes_back_to_it() -> Result<()> {
     session.until(&left(2), LONG).await?;
     holder.batch_execute("UPDATE outbox_events SET status = 'processed', processed_at = now() - interval '40 days' WHERE id = (SELECT min(id) FROM outbox_events)").await?;
     events_are_announced(&session, &mut listener).await?;
-    holder.batch_execute("COMMIT; BEGIN; SELECT FROM outbox_events ORDER BY id LIMIT 1 FOR UPDATE").await?;
+    // The next holder stands in the queue for the lock, so that retention can't come in between.
+    let next = cluster.connect(&database).await?;
+    let queue = async {
+        anyhow::Ok(next.batch_execute("BEGIN; SELECT FROM outbox_events ORDER BY id LIMIT 1 FOR UPDATE").await?)
+    };
+    let hand_over = async {
+        session.until("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)", LONG).await?;
+        anyhow::Ok(holder.batch_execute("COMMIT").await?)
+    };
+    tokio::try_join!(queue, hand_over)?;
     old_events(&session, 20).await?;
     session.until(&left(2), LONG).await?;
     events_are_announced(&session, &mut listener).await?;
-    holder.batch_execute("ROLLBACK").await?;
+    next.batch_execute("ROLLBACK").await?;
     session.until(&left(1), LONG).await?;
     child.batch_execute("ROLLBACK").await?;
     Ok(())
