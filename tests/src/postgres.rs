@@ -160,6 +160,8 @@ pub fn default_settings(durable: bool) -> Result<Vec<(String, String)>> {
         ("log_min_messages", "info"),
         ("log_line_prefix", "%m [%p] %b %d "),
         ("fsync", on_off(durable)),
+        // A test that waits for a lock for ever fails instead.
+        ("statement_timeout", "300s"),
     ];
     Ok(settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec())
 }
