@@ -1,4 +1,4 @@
-//! The functions that `sql/20_library.sql` declares. They note, or they read shared memory.
+//! The functions that `sql/15_library.sql` declares. They note, or they read shared memory.
 
 use crate::commit::note;
 use crate::counters::middle;
