@@ -17,7 +17,7 @@ CREATE FUNCTION outbox._lock() RETURNS void
     LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    LOCK TABLE outbox.turn IN EXCLUSIVE MODE;
+    LOCK TABLE outbox.claim_lock IN EXCLUSIVE MODE;
     LOCK TABLE @extschema@.outbox_events IN ROW EXCLUSIVE MODE;
     -- For the rest of the transaction, or of the function that sets it too: others wait for this lock.
     PERFORM set_config('lock_timeout', '2s', true);
@@ -26,11 +26,11 @@ $$;
 COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time, until commit';
 
 -- Two aggregates with one key would wait for each other and lose nothing.
-CREATE FUNCTION outbox._aggregate_key(aggregate_type text, aggregate_id text) RETURNS bigint
+CREATE FUNCTION outbox._ordering_key(aggregate_type text, aggregate_id text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN aggregate_id IS NOT NULL
             THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END;
-COMMENT ON FUNCTION outbox._aggregate_key(text, text) IS 'the line an event stands in; null: none';
+COMMENT ON FUNCTION outbox._ordering_key(text, text) IS 'the line an event stands in; null: none';
 
 -- A row that nobody locked or changed has no xmax, so the common case is one look-up. What has one may be free all the same.
 -- Between the look and the change another transaction can still come in: then lock_timeout ends the wait, see outbox._lock().
@@ -63,14 +63,14 @@ CREATE FUNCTION outbox._look_again() RETURNS void
     LANGUAGE plpgsql
 AS $$
 BEGIN
-    PERFORM outbox._timer(clock_timestamp() + interval '250 milliseconds');
+    PERFORM outbox._wake_at(clock_timestamp() + interval '250 milliseconds');
 END
 $$;
 COMMENT ON FUNCTION outbox._look_again() IS 'at commit: what the application has locked is looked at again shortly';
 
 -- Scheduled events whose time has come and that no claim has routed yet: more fell due at once than one claim takes.
 -- No settings of its own, so that the planner can merge it into the query that uses it.
-CREATE FUNCTION outbox._unrouted_line(line bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
+CREATE FUNCTION outbox._unrouted_ahead(line bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
     LANGUAGE sql STABLE ROWS 1
 AS $$
     SELECT e.id, e.event_type
@@ -78,9 +78,9 @@ AS $$
      WHERE CASE WHEN e.aggregate_id IS NOT NULL
                 THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = line
        AND e.available_at IS NOT NULL AND NOT e.routed AND e.available_at <= moment
-       AND e.status = 'pending' AND NOT e.expanded
+       AND e.status = 'pending' AND NOT e.listed
 $$;
-COMMENT ON FUNCTION outbox._unrouted_line(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
+COMMENT ON FUNCTION outbox._unrouted_ahead(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
 
 -- The first of each line becomes due, when nothing before it is outstanding.
 CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
@@ -96,7 +96,7 @@ BEGIN
              FROM (SELECT DISTINCT l.destination, l.key FROM unnest(v_destinations, v_keys) AS l (destination, key)) l
             CROSS JOIN LATERAL (
                   SELECT x.ctid AS at, x.status, x.next_attempt_at FROM outbox.delivery x
-                   WHERE x.destination = l.destination AND x.aggregate_key = l.key AND x.status <> 'scheduled'
+                   WHERE x.destination = l.destination AND x.ordering_key = l.key AND x.status <> 'scheduled'
                      AND (x.status <> 'failed'
                           OR EXISTS (SELECT FROM outbox.destination t
                                       WHERE t.name = l.destination AND t.settings ->> 'on_failure' = 'block'))
@@ -110,7 +110,7 @@ $$;
 COMMENT ON FUNCTION outbox._promote(text[], bigint[]) IS 'moves lines on after something left them';
 
 -- Hops from destination to destination in the index: a line may be long.
-CREATE FUNCTION outbox._promote_lines(v_keys bigint[]) RETURNS void
+CREATE FUNCTION outbox._promote_keys(v_keys bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -120,11 +120,11 @@ DECLARE
     v_line record;
 BEGIN
     WITH RECURSIVE line (key, destination) AS (
-        SELECT k.key, (SELECT min(d.destination) FROM outbox.delivery d WHERE d.aggregate_key = k.key)
+        SELECT k.key, (SELECT min(d.destination) FROM outbox.delivery d WHERE d.ordering_key = k.key)
           FROM (SELECT DISTINCT unnest(v_keys) AS key) k
         UNION ALL
         SELECT l.key, (SELECT min(d.destination) FROM outbox.delivery d
-                        WHERE d.aggregate_key = l.key AND d.destination > l.destination)
+                        WHERE d.ordering_key = l.key AND d.destination > l.destination)
           FROM line l WHERE l.destination IS NOT NULL
     )
     SELECT array_agg(l.destination) AS destinations, array_agg(l.key) AS keys
@@ -132,14 +132,14 @@ BEGIN
     PERFORM outbox._promote(v_line.destinations, v_line.keys) WHERE v_line.keys IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._promote_lines(bigint[]) IS 'moves these lines on, at each destination';
+COMMENT ON FUNCTION outbox._promote_keys(bigint[]) IS 'moves these lines on, at each destination';
 
 CREATE FUNCTION outbox._promote_all(v_destination text) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT outbox._promote(array_agg(v_destination), array_agg(k.aggregate_key))
-      FROM (SELECT DISTINCT d.aggregate_key FROM outbox.delivery d
-             WHERE d.destination = v_destination AND d.aggregate_key IS NOT NULL
+    SELECT outbox._promote(array_agg(v_destination), array_agg(k.ordering_key))
+      FROM (SELECT DISTINCT d.ordering_key FROM outbox.delivery d
+             WHERE d.destination = v_destination AND d.ordering_key IS NOT NULL
                AND (d.status = 'failed' OR (d.status = 'pending' AND d.next_attempt_at IS NULL))) k
 $$;
 COMMENT ON FUNCTION outbox._promote_all(text) IS 'moves on each line of a destination that has no reason to wait any more';

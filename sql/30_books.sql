@@ -25,7 +25,7 @@ BEGIN
     )
     SELECT count(*) INTO v_closed FROM closed;
     IF v_closed > 0 THEN
-        PERFORM outbox._claims(-v_closed, NULL);
+        PERFORM outbox._open_claims(-v_closed, NULL);
     END IF;
 END
 $$;
@@ -45,7 +45,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that an event''s deliveries alone give it';
 
--- An expanded event's status follows from its deliveries. Where the application has locked the row, this is done later.
+-- A listed event's status follows from its deliveries. Where the application has locked the row, this is done later.
 CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -66,14 +66,14 @@ BEGIN
               LEFT JOIN LATERAL (SELECT x.status FROM outbox.delivery x WHERE x.id = i.id OFFSET 0) d ON true
              WHERE i.id <> ALL (v_locked)
              GROUP BY i.id) s
-     WHERE e.id BETWEEN s.id AND s.id AND e.expanded AND e.claim_token IS NULL AND e.status <> s.status;
+     WHERE e.id BETWEEN s.id AND s.id AND e.listed AND e.claim_token IS NULL AND e.status <> s.status;
     IF v_locked <> '{}' THEN
         INSERT INTO outbox.touched (id) SELECT unnest(v_locked);
         PERFORM outbox._look_again();
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of expanded events, from what is outstanding';
+COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of listed events, from what is outstanding';
 
 CREATE FUNCTION outbox._refresh_all() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
@@ -84,13 +84,13 @@ BEGIN
           JOIN (SELECT d.id, CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
                                   WHEN bool_or(d.status = 'pending') THEN 'pending' ELSE 'failed' END AS status
                   FROM outbox.delivery d GROUP BY d.id) s ON s.id = e.id
-         WHERE e.claim_token IS NULL AND e.expanded AND e.status <> s.status));
+         WHERE e.claim_token IS NULL AND e.listed AND e.status <> s.status));
 END
 $$;
 COMMENT ON FUNCTION outbox._refresh_all() IS 'the status of all events that have deliveries';
 
 -- From now on what a claim holds of these events is listed delivery by delivery.
-CREATE FUNCTION outbox._expand(v_ids bigint[]) RETURNS void
+CREATE FUNCTION outbox._list(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -101,18 +101,18 @@ DECLARE
     v_unwanted bigint[];
 BEGIN
     WITH target AS MATERIALIZED (
-        SELECT e.id, e.claim_token, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+        SELECT e.id, e.claim_token, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
           FROM @extschema@.outbox_events e
          WHERE e.id = ANY (v_ids) AND e.id <> ALL (v_locked) AND e.status = 'processing' AND e.claim_token IS NOT NULL
     ), listed AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, claim_token)
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, claim_token)
         SELECT t.id, coalesce(d.name, ''), t.key, 'processing', t.claim_token
           FROM target t
           LEFT JOIN outbox.destination d ON d.since_token < t.claim_token AND t.event_type LIKE ANY (d.like_patterns)
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
         RETURNING id, claim_token
     ), marked AS (
-        UPDATE @extschema@.outbox_events e SET claim_token = NULL, expanded = true
+        UPDATE @extschema@.outbox_events e SET claim_token = NULL, listed = true
          WHERE e.id = ANY (ARRAY(SELECT t.id FROM target t))
     ), more AS MATERIALIZED (
         SELECT u.claim_token, sum(u.n) AS n
@@ -127,18 +127,18 @@ BEGIN
     PERFORM outbox._refresh(v_unwanted) WHERE v_unwanted IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._expand(bigint[]) IS 'lists what claims hold of these events in outbox.delivery';
+COMMENT ON FUNCTION outbox._list(bigint[]) IS 'lists what claims hold of these events in outbox.delivery';
 
 -- What claims hold of these events, and of those that stand behind them in their lines, is listed delivery by delivery.
 -- Once for all that a settlement reports: whatever is not delivered takes back what is behind it.
-CREATE FUNCTION outbox._expand_lines(v_tokens bigint[], v_ids bigint[]) RETURNS void
+CREATE FUNCTION outbox._list_keys(v_tokens bigint[], v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off
     SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
-    PERFORM outbox._expand(ARRAY(
+    PERFORM outbox._list(ARRAY(
         WITH given AS MATERIALIZED (
-            SELECT s.token, e.id, e.claim_token, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+            SELECT s.token, e.id, e.claim_token, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
               FROM unnest(v_tokens, v_ids) AS s (token, id)
              CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = s.id OFFSET 0) e
         )
@@ -148,24 +148,24 @@ BEGIN
           FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)
          CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = i.id OFFSET 0) e
          WHERE c.token = ANY (ARRAY(SELECT DISTINCT g.token FROM given g WHERE g.key IS NOT NULL)) AND e.claim_token = c.token
-           AND outbox._aggregate_key(e.aggregate_type, e.aggregate_id)
+           AND outbox._ordering_key(e.aggregate_type, e.aggregate_id)
                = ANY (ARRAY(SELECT DISTINCT g.key FROM given g WHERE g.key IS NOT NULL))));
 END
 $$;
-COMMENT ON FUNCTION outbox._expand_lines(bigint[], bigint[]) IS 'lists what claims hold of these events and of those behind them';
+COMMENT ON FUNCTION outbox._list_keys(bigint[], bigint[]) IS 'lists what claims hold of these events and of those behind them';
 
 CREATE FUNCTION outbox._list_in_flight() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
-    PERFORM outbox._expand(ARRAY(SELECT i.id FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)));
+    PERFORM outbox._list(ARRAY(SELECT i.id FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)));
 END
 $$;
 COMMENT ON FUNCTION outbox._list_in_flight() IS 'what all claims hold is listed, before a destination begins to want other events';
 
 -- After deliveries ended or were given back: their claims, their lines, their events.
-CREATE FUNCTION outbox._left_line(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
+CREATE FUNCTION outbox._left_claim(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -174,7 +174,7 @@ BEGIN
     PERFORM outbox._refresh(v_ids);
 END
 $$;
-COMMENT ON FUNCTION outbox._left_line(bigint[], text[], bigint[], bigint[]) IS 'what follows when deliveries leave a claim';
+COMMENT ON FUNCTION outbox._left_claim(bigint[], text[], bigint[], bigint[]) IS 'what follows when deliveries leave a claim';
 
 -- After a delivery left its line without success, the later ones of the line that are in flight with the same consumer
 -- are taken back: they must not be delivered before it. Only those of the same claim can be.
@@ -188,7 +188,7 @@ DECLARE
 BEGIN
     WITH back AS (
         UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = NULL
-         WHERE d.destination = v_destination AND d.aggregate_key = v_key AND d.place > v_id
+         WHERE d.destination = v_destination AND d.ordering_key = v_key AND d.place > v_id
            AND d.claim_token IS NOT DISTINCT FROM v_token
         RETURNING d.id
     )

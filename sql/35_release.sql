@@ -17,27 +17,27 @@ DECLARE
 BEGIN
     SELECT array_agg(i) INTO v_held FROM outbox.claims c, unnest(c.ids) AS i WHERE c.token = ANY (v_tokens);
     v_locked := outbox._locked(v_held);
-    PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+    PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                   WHERE e.id = ANY (v_held) AND e.id <> ALL (v_locked) AND e.claim_token = ANY (v_tokens)
-                                    AND e.expanded));
+                                    AND e.listed));
     SELECT array_agg(e.id) AS ids, array_agg(e.claim_token) AS tokens INTO v_whole
       FROM @extschema@.outbox_events e
      WHERE e.id = ANY (v_held) AND e.id <> ALL (v_locked) AND e.claim_token = ANY (v_tokens) AND e.status = 'processing';
     UPDATE @extschema@.outbox_events e SET status = 'pending', claim_token = NULL WHERE e.id = ANY (v_whole.ids);
     PERFORM outbox._let_go(v_whole.tokens);
-    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.aggregate_key) AS keys,
+    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys,
            array_agg(d.claim_token) AS tokens, count(DISTINCT d.id) AS events
       INTO v_back FROM outbox.delivery d WHERE d.claim_token = ANY (v_tokens);
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
      WHERE d.claim_token = ANY (v_tokens);
     IF v_back.ids IS NOT NULL THEN
-        PERFORM outbox._left_line(v_back.ids, v_back.destinations, v_back.keys, v_back.tokens);
+        PERFORM outbox._left_claim(v_back.ids, v_back.destinations, v_back.keys, v_back.tokens);
     END IF;
     UPDATE outbox.claims c SET attachment = NULL, lease_until = clock_timestamp()
      WHERE c.token = ANY (v_tokens) AND c.token = ANY (ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
                                                              WHERE e.id = ANY (v_locked)));
     IF FOUND THEN
-        PERFORM outbox._claims(0, clock_timestamp() + interval '250 milliseconds');
+        PERFORM outbox._open_claims(0, clock_timestamp() + interval '250 milliseconds');
     END IF;
     WITH gone AS (
         DELETE FROM outbox.claims c
@@ -47,7 +47,7 @@ BEGIN
         RETURNING 1
     )
     SELECT count(*) INTO v_empty FROM gone;
-    PERFORM outbox._claims(-v_empty, NULL) WHERE v_empty > 0;
+    PERFORM outbox._open_claims(-v_empty, NULL) WHERE v_empty > 0;
     IF v_whole.ids IS NOT NULL OR v_back.ids IS NOT NULL THEN
         PERFORM outbox._wake('released');
     END IF;
@@ -67,14 +67,14 @@ DECLARE
 BEGIN
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
      WHERE d.id = v_id AND d.destination = v_destination AND d.claim_token IS NOT DISTINCT FROM v_token AND v_token IS NOT NULL
-    RETURNING d.aggregate_key INTO v_key;
+    RETURNING d.ordering_key INTO v_key;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     IF v_key IS NOT NULL THEN
         PERFORM outbox._take_back(v_token, v_destination, v_key, v_id);
     END IF;
-    PERFORM outbox._left_line(ARRAY[v_id], ARRAY[v_destination], ARRAY[v_key], ARRAY[v_token]);
+    PERFORM outbox._left_claim(ARRAY[v_id], ARRAY[v_destination], ARRAY[v_key], ARRAY[v_token]);
     PERFORM outbox._wake('released');
     RETURN true;
 END

@@ -12,7 +12,7 @@ BEGIN
     PERFORM outbox._promote_all(name);
     PERFORM pg_notify('outbox_destinations', name);
     PERFORM outbox._wake('due');
-    PERFORM outbox._timer(clock_timestamp());
+    PERFORM outbox._wake_at(clock_timestamp());
 END
 $$;
 COMMENT ON FUNCTION outbox._destinations_changed(text) IS 'tells the relays that a destination changed';
@@ -43,7 +43,7 @@ BEGIN
                                            interval '250 milliseconds' * power(2, least(t.circuit_failures, 20))))
      WHERE t.name = v_destination AND coalesce(t.circuit_open_until, '-infinity') <= clock_timestamp()
     RETURNING t.circuit_open_until INTO v_until;
-    PERFORM outbox._timer(v_until);
+    PERFORM outbox._wake_at(v_until);
 END
 $$;
 COMMENT ON FUNCTION outbox._open_circuit(text, text, interval) IS

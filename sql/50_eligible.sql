@@ -30,7 +30,7 @@ COMMENT ON FUNCTION outbox._check_claim(int, interval) IS 'an error for argument
 -- The destinations as this claim may use them. serve: hand out freely; probe: the circuit is half open, hand out one;
 -- elsewhere: another consumer may serve it now.
 -- While there is no destination at all, '' stands for a consumer of the application's own, which names none.
-CREATE FUNCTION outbox._lanes(served text[])
+CREATE FUNCTION outbox._eligible(served text[])
     RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, elsewhere boolean, blocks boolean)
     LANGUAGE sql STABLE ROWS 10
 AS $$
@@ -47,34 +47,34 @@ AS $$
     SELECT '', ARRAY['%'], true, false, false, false
      WHERE served IS NULL AND NOT EXISTS (SELECT FROM outbox.destination)
 $$;
-COMMENT ON FUNCTION outbox._lanes(text[]) IS 'the destinations and what a claim may hand out for each';
+COMMENT ON FUNCTION outbox._eligible(text[]) IS 'the destinations and what a claim may hand out for each';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
 -- In flight: claimed whole. Their aggregates are skipped; they stay fresh and are found again.
-CREATE FUNCTION outbox._in_flight(mark bigint, head bigint) RETURNS TABLE (id bigint, key bigint)
+CREATE FUNCTION outbox._in_flight(low_water bigint, high_water bigint) RETURNS TABLE (id bigint, key bigint)
     LANGUAGE sql STABLE ROWS 100
 AS $$
-    SELECT e.id, outbox._aggregate_key(e.aggregate_type, e.aggregate_id)
+    SELECT e.id, outbox._ordering_key(e.aggregate_type, e.aggregate_id)
       FROM @extschema@.outbox_events e
-     WHERE e.id BETWEEN mark AND head AND e.status = 'processing' AND e.claim_token IS NOT NULL
+     WHERE e.id BETWEEN low_water AND high_water AND e.status = 'processing' AND e.claim_token IS NOT NULL
        AND e.aggregate_id IS NOT NULL
 $$;
 COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events claimed whole that stand in a line, with their line';
 
-CREATE FUNCTION outbox._advance_mark(mark bigint) RETURNS bigint
+CREATE FUNCTION outbox._advance_low_water(low_water bigint) RETURNS bigint
     LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN coalesce(
         (SELECT e.id FROM @extschema@.outbox_events e
-          WHERE e.id >= mark AND ((e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL)
+          WHERE e.id >= low_water AND ((e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL)
                                   OR (e.status = 'processing' AND e.claim_token IS NOT NULL))
           ORDER BY e.id LIMIT 1),
-        (SELECT least(e.id, 9223372036854775806) + 1 FROM @extschema@.outbox_events e WHERE e.id >= mark ORDER BY e.id DESC LIMIT 1),
-        mark);
+        (SELECT least(e.id, 9223372036854775806) + 1 FROM @extschema@.outbox_events e WHERE e.id >= low_water ORDER BY e.id DESC LIMIT 1),
+        low_water);
 END
 $$;
-COMMENT ON FUNCTION outbox._advance_mark(bigint) IS 'the lowest fresh or claimed event from the mark on';
+COMMENT ON FUNCTION outbox._advance_low_water(bigint) IS 'the lowest fresh or claimed event from the low-water mark on';
 
 -- Tokens rise for ever, whatever happens to the sequence (a restore sets it back, a subscription never sets it): an answer
 -- to an old claim must not settle a new one, and each destination is older than the claims that serve it.

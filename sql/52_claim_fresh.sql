@@ -7,7 +7,7 @@
 -- unrouted_left: scheduled events are due that are not in outbox.delivery yet. only_types: look at these alone. seen: how many events were looked at closely.
 -- full: the window ended before the fresh events did. behind: how many can't go now; stuck: of these, the locked ones.
 CREATE FUNCTION outbox._claim_fresh(
-    token bigint, served text[], mark bigint, head bigint, max_events int, window_size bigint, unrouted_left boolean,
+    token bigint, served text[], low_water bigint, high_water bigint, max_events int, window_size bigint, unrouted_left boolean,
     only_types text[],
     OUT ids bigint[], OUT held text[], OUT seen bigint, OUT "full" boolean, OUT behind bigint, OUT stuck bigint,
     OUT unrouted bigint)
@@ -19,11 +19,11 @@ DECLARE
     v_elsewhere boolean;
 BEGIN
     WITH lane AS MATERIALIZED (
-        SELECT * FROM outbox._lanes(served) l ORDER BY l.name
+        SELECT * FROM outbox._eligible(served) l ORDER BY l.name
     ), candidate AS MATERIALIZED (
-        SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key, e.xmax <> 0 AS touched
+        SELECT e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key, e.xmax <> 0 AS touched
           FROM @extschema@.outbox_events e
-         WHERE e.id >= mark AND e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL
+         WHERE e.id >= low_water AND e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL
            AND (only_types IS NULL OR e.event_type LIKE ANY (only_types))
          ORDER BY e.id LIMIT window_size
     ), lockable AS MATERIALIZED (
@@ -33,7 +33,7 @@ BEGIN
         SELECT c.id, c.event_type, c.key, c.touched AND (c.id IN (SELECT l.id FROM lockable l)) IS NOT TRUE AS locked
           FROM candidate c
     ), busy AS MATERIALIZED (
-        SELECT f.key FROM outbox._in_flight(mark, head) f
+        SELECT f.key FROM outbox._in_flight(low_water, high_water) f
         UNION ALL
         SELECT j.key FROM judged j WHERE j.locked
     ), marked AS MATERIALIZED (
@@ -51,11 +51,11 @@ BEGIN
                       bool_or(x.elsewhere AND NOT x.behind) AS elsewhere
                  FROM (SELECT l.name, l.serve, l.elsewhere, r.key IS NOT NULL AND (EXISTS (
                               SELECT FROM outbox.delivery d
-                               WHERE d.destination = l.name AND d.aggregate_key = r.key
+                               WHERE d.destination = l.name AND d.ordering_key = r.key
                                  AND (d.status = 'processing'
                                       OR (d.place < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
                               OR (unrouted_left AND EXISTS (
-                              SELECT FROM outbox._unrouted_line(r.key, v_now) s
+                              SELECT FROM outbox._unrouted_ahead(r.key, v_now) s
                                WHERE s.id < r.id AND s.event_type LIKE ANY (l.like_patterns)))) AS behind
                          FROM lane l WHERE r.event_type LIKE ANY (l.like_patterns)
                        OFFSET 0) x) w
@@ -64,11 +64,11 @@ BEGIN
            SET status = CASE WHEN p.wanted = 0 THEN 'processed' WHEN p.held IS NULL THEN 'pending' ELSE 'processing' END,
                processed_at = CASE WHEN p.wanted = 0 THEN v_now END,
                claim_token = CASE WHEN p.held IS NOT NULL THEN token END,
-               expanded = p.parked IS NOT NULL
-          FROM plan p WHERE e.id BETWEEN p.id AND p.id AND e.status = 'pending' AND NOT e.expanded
+               listed = p.parked IS NOT NULL
+          FROM plan p WHERE e.id BETWEEN p.id AND p.id AND e.status = 'pending' AND NOT e.listed
         RETURNING p.*
     ), listed AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT m.id, u.name, m.key, 'pending',
                CASE WHEN m.key IS NULL OR (NOT u.behind AND row_number() OVER (PARTITION BY u.name, m.key ORDER BY m.id) = 1)
                     THEN v_now END

@@ -9,9 +9,9 @@ AS $$
 DECLARE
     v_now timestamptz;
     v_low bigint;
-    v_mark bigint;
-    v_head bigint;
-    v_top bigint;
+    v_low_water bigint;
+    v_high_water bigint;
+    v_new_high_water bigint;
     v_room int := max_events;
     v_reserve int := 0;
     v_asked int;
@@ -30,7 +30,7 @@ DECLARE
     v_due boolean;
     v_left boolean := false;
     v_exhausted boolean := false;
-    v_expanded boolean := false;
+    v_listed boolean := false;
     v_unblocked boolean := false;
     v_stuck boolean := false;
     v_more boolean := false;
@@ -46,7 +46,7 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM @extschema@.outbox_events e
                 WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
-                  AND e.status = 'pending' AND NOT e.expanded) THEN
+                  AND e.status = 'pending' AND NOT e.listed) THEN
         v_left := outbox._route_due(greatest(max_events, 500), v_now);
     END IF;
     IF EXISTS (SELECT FROM outbox.delivery d
@@ -54,25 +54,25 @@ BEGIN
        AND EXISTS (SELECT FROM outbox.destination) THEN
         PERFORM outbox._give_to_destinations();
     END IF;
-    SELECT bool_or(l.serve), bool_or(l.probe) INTO v_serve, v_probe FROM outbox._lanes(served) l;
+    SELECT bool_or(l.serve), bool_or(l.probe) INTO v_serve, v_probe FROM outbox._eligible(served) l;
     IF NOT coalesce(v_serve OR v_probe, false) THEN
         RETURN;
     END IF;
     token := outbox._new_token();
-    v_head := coalesce(outbox._claim_head(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
-    -- A statement of its own: what lowered the hint is seen only by a snapshot that is taken after it.
-    v_low := outbox._low_mark(true);
-    v_mark := outbox._advance_mark(v_low);
+    v_high_water := coalesce(outbox._high_water(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
+    -- A statement of its own: what lowered the mark is seen only by a snapshot that is taken after it.
+    v_low := outbox._low_water(true);
+    v_low_water := outbox._advance_low_water(v_low);
     -- A claim that is kept for long must not make every later walk longer.
-    IF outbox._is_recovered() AND v_mark < greatest(v_head, -9223372036854755808) - 20000 THEN
-        PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
-                                      WHERE e.id BETWEEN v_mark AND v_head - 10000 AND e.claim_token IS NOT NULL));
-        v_mark := outbox._advance_mark(v_mark);
+    IF outbox._is_recovered() AND v_low_water < greatest(v_high_water, -9223372036854755808) - 20000 THEN
+        PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                                      WHERE e.id BETWEEN v_low_water AND v_high_water - 10000 AND e.claim_token IS NOT NULL));
+        v_low_water := outbox._advance_low_water(v_low_water);
     END IF;
 
     -- Fresh events first, then deliveries that are due, for which half of the room is kept; what they leave goes to fresh
     -- events again.
-    v_due := EXISTS (SELECT FROM outbox._lanes(served) l
+    v_due := EXISTS (SELECT FROM outbox._eligible(served) l
                       CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
                                            WHERE d.destination = l.name AND d.status = 'pending'
                                              AND d.next_attempt_at <= v_now LIMIT 1) d
@@ -86,7 +86,7 @@ BEGIN
             v_asked := CASE WHEN v_serve THEN v_room - v_reserve ELSE 1 END;
             v_window := v_asked + v_extra;
             SELECT * INTO v_fresh
-              FROM outbox._claim_fresh(token, served, v_mark, v_head, v_asked, v_window, v_left, v_only);
+              FROM outbox._claim_fresh(token, served, v_low_water, v_high_water, v_asked, v_window, v_left, v_only);
             v_exhausted := NOT v_serve OR (v_only IS NULL AND v_fresh.seen < v_asked AND NOT v_fresh."full");
             v_ids := v_ids || v_fresh.ids;
             v_held := v_held || v_fresh.held;
@@ -96,9 +96,9 @@ BEGIN
             v_stuck := v_stuck OR v_fresh.stuck > 0;
             IF v_serve AND NOT v_unblocked AND v_fresh.seen < v_asked AND v_fresh.behind - v_fresh.stuck >= 200 THEN
                 -- Too many wait behind events in flight: they go into their lines, and the walk gets past them.
-                PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_head) f));
+                PERFORM outbox._list(ARRAY(SELECT f.id FROM outbox._in_flight(v_low_water, v_high_water) f));
                 v_exhausted := false;
-                v_expanded := true;
+                v_listed := true;
                 v_unblocked := true;
             ELSIF v_fresh."full" AND v_fresh.seen < v_asked THEN
                 -- What can't go now fills the window: a wider one sees what stands behind it.
@@ -107,30 +107,30 @@ BEGIN
                 EXIT;
             ELSIF v_served_types IS NULL AND v_serve AND 2 * coalesce(cardinality(v_fresh.ids), 0) < v_fresh.seen THEN
                 -- Most of what stands in front is owed to others: what is owed to those that are served goes first.
-                v_served_types := ARRAY(SELECT unnest(l.like_patterns) FROM outbox._lanes(served) l
+                v_served_types := ARRAY(SELECT unnest(l.like_patterns) FROM outbox._eligible(served) l
                                         WHERE l.serve);
                 v_only := v_served_types;
             ELSE
                 v_only := NULL;
             END IF;
         END LOOP;
-        v_top := greatest(v_head, (SELECT max(i) FROM unnest(v_ids) AS i));
+        v_new_high_water := greatest(v_high_water, (SELECT max(i) FROM unnest(v_ids) AS i));
         -- A half-open circuit may have its probe in what was just parked.
         EXIT WHEN v_pass = 2 OR v_room <= 0 OR NOT (v_due OR v_probe);
         SELECT coalesce(d.ids, '{}'), coalesce(d.destinations, '{}'), d.busy, d.more
           INTO v_due_ids, v_due_destinations, v_busy, v_more
-          FROM outbox._claim_due(token, served, v_mark, v_top, v_room, v_left) d;
+          FROM outbox._claim_due(token, served, v_low_water, v_new_high_water, v_room, v_left) d;
         v_room := v_room - cardinality(v_due_ids);
         v_reserve := 0;
         IF v_busy IS NOT NULL THEN
-            PERFORM outbox._expand(ARRAY(SELECT f.id FROM outbox._in_flight(v_mark, v_top) f WHERE f.key = ANY (v_busy)));
-            v_expanded := true;
+            PERFORM outbox._list(ARRAY(SELECT f.id FROM outbox._in_flight(v_low_water, v_new_high_water) f WHERE f.key = ANY (v_busy)));
+            v_listed := true;
         END IF;
         IF cardinality(v_due_ids) > 0 THEN
             -- Of these events, what claims hold for other destinations is listed now, while it can be told from this.
-            PERFORM outbox._expand(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+            PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                           WHERE e.id = ANY (v_due_ids) AND e.claim_token IS NOT NULL));
-            v_expanded := true;
+            v_listed := true;
         END IF;
     END LOOP;
     IF v_more OR (NOT v_exhausted AND v_room > 0) THEN
@@ -140,19 +140,19 @@ BEGIN
         PERFORM outbox._look_again();
     END IF;
     PERFORM outbox._waiting(v_behind > 0 OR v_busy IS NOT NULL);
-    PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
-    PERFORM outbox._raise_mark(v_mark, v_top);
+    PERFORM outbox._count_unrouted(v_unrouted) WHERE v_unrouted > 0;
+    PERFORM outbox._set_water(v_low_water, v_new_high_water);
     v_count := cardinality(v_ids) + cardinality(v_due_ids);
     IF v_count = 0 THEN
         RETURN;
     END IF;
-    IF v_expanded THEN
+    IF v_listed THEN
         v_count := (SELECT count(*) FROM @extschema@.outbox_events e WHERE e.id = ANY (v_ids) AND e.claim_token = token)
                  + (SELECT count(*) FROM outbox.delivery d WHERE d.claim_token = token);
     END IF;
     INSERT INTO outbox.claims (token, attachment, boot, lease_until, ids, held)
     VALUES (token, outbox._attachment(), outbox._boot(), clock_timestamp() + lease, v_ids || v_due_ids, v_count);
-    PERFORM outbox._claims(1, clock_timestamp() + lease);
+    PERFORM outbox._open_claims(1, clock_timestamp() + lease);
     IF cardinality(v_due_ids) > 0 THEN
         SELECT array_agg(u.id), array_agg(u.destinations::text) INTO v_ids, v_held
           FROM (SELECT x.id, array_agg(x.destination ORDER BY x.destination) AS destinations

@@ -11,8 +11,8 @@ DECLARE
 BEGIN
     WITH done AS (
         UPDATE @extschema@.outbox_events e
-           SET status = CASE WHEN e.expanded THEN outbox._rest(e.id) ELSE 'processed' END,
-               processed_at = CASE WHEN e.expanded AND outbox._rest(e.id) <> 'processed' THEN NULL ELSE clock_timestamp() END,
+           SET status = CASE WHEN e.listed THEN outbox._rest(e.id) ELSE 'processed' END,
+               processed_at = CASE WHEN e.listed AND outbox._rest(e.id) <> 'processed' THEN NULL ELSE clock_timestamp() END,
                claim_token = NULL
           FROM unnest(v_tokens, v_ids) AS s (token, id)
          WHERE e.id BETWEEN s.id AND s.id AND e.claim_token = s.token AND e.status = 'processing'
@@ -30,13 +30,13 @@ BEGIN
                 CROSS JOIN LATERAL (SELECT y.ctid AS at FROM outbox.delivery y
                                      WHERE y.id = s.id AND y.claim_token IS NOT DISTINCT FROM s.token OFFSET 0) x
                 WHERE s.token IS NOT NULL))
-        RETURNING d.id, d.destination, d.aggregate_key, d.claim_token
+        RETURNING d.id, d.destination, d.ordering_key, d.claim_token
     )
-    SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(aggregate_key) AS keys,
+    SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(ordering_key) AS keys,
            array_agg(claim_token) AS tokens, count(DISTINCT id) AS events
       INTO v_gone FROM gone;
     IF v_gone.ids IS NOT NULL THEN
-        PERFORM outbox._left_line(v_gone.ids, v_gone.destinations, v_gone.keys, v_gone.tokens);
+        PERFORM outbox._left_claim(v_gone.ids, v_gone.destinations, v_gone.keys, v_gone.tokens);
         PERFORM outbox._close_circuits(v_gone.destinations);
     END IF;
     RETURN coalesce(cardinality(v_done), 0) + v_gone.events;
@@ -71,13 +71,13 @@ BEGIN
                                      WHERE y.id = s.id AND y.destination = s.destination
                                        AND y.claim_token IS NOT DISTINCT FROM s.token OFFSET 0) x
                 WHERE s.token IS NOT NULL))
-        RETURNING d.id, d.destination, d.aggregate_key, d.claim_token
+        RETURNING d.id, d.destination, d.ordering_key, d.claim_token
     )
-    SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(aggregate_key) AS keys,
+    SELECT array_agg(id) AS ids, array_agg(destination) AS destinations, array_agg(ordering_key) AS keys,
            array_agg(claim_token) AS tokens, count(*) AS n
       INTO v_gone FROM gone;
     IF v_gone.n > 0 THEN
-        PERFORM outbox._left_line(v_gone.ids, v_gone.destinations, v_gone.keys, v_gone.tokens);
+        PERFORM outbox._left_claim(v_gone.ids, v_gone.destinations, v_gone.keys, v_gone.tokens);
         PERFORM outbox._close_circuits(v_gone.destinations);
     END IF;
     RETURN v_gone.n;

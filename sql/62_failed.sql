@@ -21,7 +21,7 @@ DECLARE
     v_any boolean := false;
 BEGIN
     FOR v_row IN
-        SELECT d.destination, d.aggregate_key, d.attempts, d.owed_since, coalesce(t.settings, '{}') AS settings, t.kind
+        SELECT d.destination, d.ordering_key, d.attempts, d.owed_since, coalesce(t.settings, '{}') AS settings, t.kind
           FROM outbox.delivery d LEFT JOIN outbox.destination t ON t.name = d.destination
          WHERE d.id = v_id AND d.claim_token IS NOT DISTINCT FROM v_token AND v_token IS NOT NULL AND (v_destination IS NULL OR d.destination = v_destination)
     LOOP
@@ -42,12 +42,12 @@ BEGIN
          WHERE d.id = v_id AND d.destination = v_row.destination;
         UPDATE @extschema@.outbox_events e
            SET last_error = v_error, retry_count = greatest(e.retry_count, v_attempts) WHERE e.id = v_id;
-        IF v_row.aggregate_key IS NOT NULL
+        IF v_row.ordering_key IS NOT NULL
            AND (NOT v_dead OR v_row.settings ->> 'on_failure' = 'block') THEN
-            PERFORM outbox._take_back(v_token, v_row.destination, v_row.aggregate_key, v_id);
+            PERFORM outbox._take_back(v_token, v_row.destination, v_row.ordering_key, v_id);
         END IF;
-        PERFORM outbox._left_line(ARRAY[v_id], ARRAY[v_row.destination], ARRAY[v_row.aggregate_key], ARRAY[v_token]);
-        PERFORM outbox._timer(v_next);
+        PERFORM outbox._left_claim(ARRAY[v_id], ARRAY[v_row.destination], ARRAY[v_row.ordering_key], ARRAY[v_token]);
+        PERFORM outbox._wake_at(v_next);
         PERFORM outbox._blame(v_row.destination, v_row.kind, v_row.settings, v_what, v_error, v_retry_in);
     END LOOP;
     RETURN v_any;

@@ -79,10 +79,10 @@ BEGIN
         v_count := v_count + outbox._delivered(tokens, ids);
     END IF;
     IF exceptions <> '[]' THEN
-        PERFORM outbox._expand(ARRAY(SELECT h.id FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint)
+        PERFORM outbox._list(ARRAY(SELECT h.id FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint)
                                       CROSS JOIN LATERAL (SELECT e.id FROM @extschema@.outbox_events e
                                                            WHERE e.id = x.id AND e.claim_token = x.token OFFSET 0) h));
-        PERFORM outbox._expand_lines(array_agg(x.token), array_agg(x.id))
+        PERFORM outbox._list_keys(array_agg(x.token), array_agg(x.id))
            FROM jsonb_to_recordset(exceptions) AS x (token bigint, id bigint, outcome text)
           WHERE x.outcome IS DISTINCT FROM 'delivered' AND x.outcome IS DISTINCT FROM 'answered' HAVING count(*) > 0;
         v_count := v_count + outbox._delivered_to(exceptions);
@@ -158,7 +158,7 @@ BEGIN
     IF outbox._postpone_one(fail.claim_token, fail.id, fail.destination, 'failed', fail.error, fail.retry_in) THEN
         RETURN true;
     END IF;
-    PERFORM outbox._expand_lines(ARRAY[fail.claim_token], ARRAY[fail.id]);
+    PERFORM outbox._list_keys(ARRAY[fail.claim_token], ARRAY[fail.id]);
     v_changed := outbox._failed(fail.claim_token, fail.id, fail.destination, 'failed', fail.error, fail.retry_in);
     PERFORM outbox._settled(v_changed);
     RETURN v_changed;
@@ -177,7 +177,7 @@ BEGIN
     IF outbox._postpone_one(reject.claim_token, reject.id, reject.destination, 'rejected', reject.error, NULL) THEN
         RETURN true;
     END IF;
-    PERFORM outbox._expand_lines(ARRAY[reject.claim_token], ARRAY[reject.id]);
+    PERFORM outbox._list_keys(ARRAY[reject.claim_token], ARRAY[reject.id]);
     v_changed := outbox._failed(reject.claim_token, reject.id, reject.destination, 'rejected', reject.error, NULL);
     PERFORM outbox._settled(v_changed);
     RETURN v_changed;
@@ -209,7 +209,7 @@ BEGIN
     PERFORM outbox._lock();
     UPDATE outbox.claims c SET lease_until = clock_timestamp() + renew.lease WHERE c.token = ANY (renew.tokens);
     GET DIAGNOSTICS v_count = ROW_COUNT;
-    PERFORM outbox._claims(0, clock_timestamp() + renew.lease) WHERE v_count > 0;
+    PERFORM outbox._open_claims(0, clock_timestamp() + renew.lease) WHERE v_count > 0;
     RETURN v_count;
 END
 $$;
@@ -236,9 +236,9 @@ BEGIN
     PERFORM outbox.settle(v_late.tokens, v_late.ids, v_late.exceptions) WHERE v_late.n > 0;
     WITH taken AS (
         DELETE FROM outbox.touched t WHERE t.ctid = ANY (ARRAY(SELECT x.ctid FROM outbox.touched x LIMIT v_batch))
-        RETURNING t.id, t.aggregate_key, t.claim_token
+        RETURNING t.id, t.ordering_key, t.claim_token
     )
-    SELECT array_agg(t.id) AS ids, array_agg(t.aggregate_key) FILTER (WHERE t.aggregate_key IS NOT NULL) AS keys,
+    SELECT array_agg(t.id) AS ids, array_agg(t.ordering_key) FILTER (WHERE t.ordering_key IS NOT NULL) AS keys,
            array_agg(t.claim_token) FILTER (WHERE t.claim_token IS NOT NULL) AS tokens, count(*) AS n
       INTO v_touched FROM taken t;
     IF v_touched.n = 0 THEN
@@ -247,15 +247,15 @@ BEGIN
     WITH gone AS (
         DELETE FROM outbox.delivery d
          WHERE d.id = ANY (v_touched.ids) AND NOT EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)
-        RETURNING d.aggregate_key, d.claim_token
+        RETURNING d.ordering_key, d.claim_token
     )
-    SELECT array_agg(g.aggregate_key) AS keys, array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens
+    SELECT array_agg(g.ordering_key) AS keys, array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens
       INTO v_gone FROM gone g;
     PERFORM outbox._let_go(v_touched.tokens || v_gone.tokens);
-    PERFORM outbox._promote_lines(v_touched.keys || v_gone.keys);
+    PERFORM outbox._promote_keys(v_touched.keys || v_gone.keys);
     PERFORM outbox._refresh(v_touched.ids);
     PERFORM outbox._settled(true);
-    PERFORM outbox._timer(clock_timestamp()) WHERE v_touched.n = v_batch;
+    PERFORM outbox._wake_at(clock_timestamp()) WHERE v_touched.n = v_batch;
 END
 $$;
 COMMENT ON FUNCTION outbox._catch_up() IS

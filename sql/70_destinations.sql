@@ -189,7 +189,7 @@ BEGIN
     DELETE FROM outbox.secret s WHERE s.destination = name AND s.expires_at IS NOT NULL;
     UPDATE outbox.secret s SET expires_at = clock_timestamp() + grace WHERE s.destination = name;
     INSERT INTO outbox.secret (destination, secret) VALUES (name, v_secret);
-    PERFORM outbox._timer(clock_timestamp() + grace);
+    PERFORM outbox._wake_at(clock_timestamp() + grace);
     PERFORM outbox._destinations_changed(name);
     RETURN v_secret;
 END

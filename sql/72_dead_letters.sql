@@ -5,8 +5,8 @@ CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
-    UPDATE @extschema@.outbox_events e SET expanded = true, routed = e.available_at IS NOT NULL
-     WHERE e.id = ANY (v_ids) AND NOT e.expanded;
+    UPDATE @extschema@.outbox_events e SET listed = true, routed = e.available_at IS NOT NULL
+     WHERE e.id = ANY (v_ids) AND NOT e.listed;
     PERFORM outbox._refresh(v_ids);
     PERFORM outbox._wake('due');
 END
@@ -28,7 +28,7 @@ BEGIN
     -- it until this is over.
     PERFORM FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id FOR UPDATE;
     PERFORM outbox._lock();
-    SELECT e.id, e.event_type, e.status, e.claim_token, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
+    SELECT e.id, e.event_type, e.status, e.claim_token, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
            e.status = 'failed' OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'failed') AS dead
       INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id;
     IF NOT FOUND OR NOT (v_event.dead OR v_event.status = 'processed') THEN
@@ -40,7 +40,7 @@ BEGIN
            AND (replay.destination IS NULL OR d.destination = replay.destination)
         RETURNING 1
     ), anew AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT v_event.id, t.name, v_event.key, 'pending', clock_timestamp()
           FROM (SELECT d.name, d.like_patterns FROM outbox.destination d
                 UNION ALL
@@ -106,9 +106,9 @@ BEGIN
         DELETE FROM outbox.delivery d USING @extschema@.outbox_events e
          WHERE e.id = d.id AND d.status = 'failed' AND e.created_at <= clock_timestamp() - older_than
            AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[purge_failed.event_types]))
-        RETURNING d.id, d.destination, d.aggregate_key
+        RETURNING d.id, d.destination, d.ordering_key
     )
-    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.aggregate_key) AS keys
+    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys
       INTO v_gone FROM dead d;
     DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_gone.ids) AND e.status = 'failed';
     GET DIAGNOSTICS v_count = ROW_COUNT;

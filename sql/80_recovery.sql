@@ -20,27 +20,27 @@ BEGIN
     v_locked := outbox._locked(v_unknown);
     WITH lost AS (
         UPDATE @extschema@.outbox_events e SET claim_token = NULL
-         WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND e.expanded AND e.status = 'processing'
+         WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND e.listed AND e.status = 'processing'
            AND EXISTS (SELECT FROM outbox.destination)
-        RETURNING e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+        RETURNING e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
     )
-    INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+    INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
     SELECT l.id, t.name, l.key, 'pending', clock_timestamp()
       FROM lost l JOIN outbox.destination t ON l.event_type LIKE ANY (t.like_patterns)
     ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
     UPDATE @extschema@.outbox_events e
        SET status = CASE e.status WHEN 'processing' THEN 'pending' ELSE e.status END, claim_token = NULL
-     WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND NOT e.expanded;
+     WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND NOT e.listed;
     UPDATE @extschema@.outbox_events e SET routed = true
-     WHERE e.available_at IS NOT NULL AND NOT e.routed AND (e.status <> 'pending' OR e.expanded) AND e.id <> ALL (v_locked);
+     WHERE e.available_at IS NOT NULL AND NOT e.routed AND (e.status <> 'pending' OR e.listed) AND e.id <> ALL (v_locked);
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
      WHERE d.status = 'processing' AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = d.claim_token);
     UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
-     WHERE d.status = 'pending' AND d.next_attempt_at IS NULL AND d.aggregate_key IS NULL
+     WHERE d.status = 'pending' AND d.next_attempt_at IS NULL AND d.ordering_key IS NULL
        AND EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id);
-    PERFORM outbox._promote_lines(ARRAY(SELECT DISTINCT d.aggregate_key FROM outbox.delivery d
+    PERFORM outbox._promote_keys(ARRAY(SELECT DISTINCT d.ordering_key FROM outbox.delivery d
                                          WHERE d.status = 'pending' AND d.next_attempt_at IS NULL
-                                           AND d.aggregate_key IS NOT NULL
+                                           AND d.ordering_key IS NOT NULL
                                            AND EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)));
     PERFORM outbox._refresh_all();
     PERFORM outbox._look_again() WHERE v_locked <> '{}';
@@ -48,7 +48,7 @@ BEGIN
     INSERT INTO outbox.contradiction (kind, found)
     SELECT x.kind, x.n FROM (
         SELECT 'event without delivery' AS kind, count(*) AS n FROM @extschema@.outbox_events e
-         WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL
+         WHERE e.status IN ('pending', 'processing') AND e.listed AND e.claim_token IS NULL
            AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id)
         UNION ALL
         SELECT 'delivery without event', count(*) FROM outbox.delivery d
@@ -87,13 +87,13 @@ BEGIN
                count(*) FILTER (WHERE e.status = 'processing') AS processing,
                count(*) FILTER (WHERE e.status = 'processed') AS processed,
                count(*) FILTER (WHERE e.status = 'failed') AS failed,
-               min(e.id) FILTER (WHERE (e.status = 'pending' AND NOT e.expanded) OR e.claim_token IS NOT NULL) AS mark,
-               max(e.id) FILTER (WHERE e.claim_token IS NOT NULL) AS head, CASE WHEN max(e.id) < 9223372036854775807 THEN max(e.id) + 1 ELSE max(e.id) END AS past_all
+               min(e.id) FILTER (WHERE (e.status = 'pending' AND NOT e.listed) OR e.claim_token IS NOT NULL) AS low_water,
+               max(e.id) FILTER (WHERE e.claim_token IS NOT NULL) AS high_water, CASE WHEN max(e.id) < 9223372036854775807 THEN max(e.id) + 1 ELSE max(e.id) END AS past_all
           INTO v_counts FROM @extschema@.outbox_events e
          WHERE outbox._count_from_here(v_try = 100);
         EXIT WHEN outbox._count_from_here(false);
     END LOOP;
-    PERFORM outbox._recovered(coalesce(v_counts.mark, v_counts.past_all, 1), coalesce(v_counts.head, 0),
+    PERFORM outbox._recovered(coalesce(v_counts.low_water, v_counts.past_all, 1), coalesce(v_counts.high_water, 0),
                               v_counts.pending, v_counts.processing, v_counts.processed, v_counts.failed,
                               (SELECT count(*) FROM outbox.claims));
     RETURN clock_timestamp();
@@ -112,15 +112,15 @@ BEGIN
     WITH gone AS (
         DELETE FROM outbox.delivery d
          WHERE NOT EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)
-        RETURNING d.aggregate_key, d.claim_token
+        RETURNING d.ordering_key, d.claim_token
     )
-    SELECT array_agg(DISTINCT g.aggregate_key) FILTER (WHERE g.aggregate_key IS NOT NULL) AS keys,
+    SELECT array_agg(DISTINCT g.ordering_key) FILTER (WHERE g.ordering_key IS NOT NULL) AS keys,
            array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens, count(*) AS n
       INTO v_gone FROM gone g;
     PERFORM outbox._let_go(v_gone.tokens);
-    PERFORM outbox._promote_lines(v_gone.keys);
-    UPDATE @extschema@.outbox_events e SET status = 'pending', expanded = false, routed = false
-     WHERE e.status IN ('pending', 'processing') AND e.expanded AND e.claim_token IS NULL
+    PERFORM outbox._promote_keys(v_gone.keys);
+    UPDATE @extschema@.outbox_events e SET status = 'pending', listed = false, routed = false
+     WHERE e.status IN ('pending', 'processing') AND e.listed AND e.claim_token IS NULL
        AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     DELETE FROM outbox.contradiction;

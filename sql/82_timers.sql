@@ -66,7 +66,7 @@ BEGIN
         PERFORM outbox._catch_up();
         v_error := outbox._release_apart(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.lease_until <= v_now));
     END IF;
-    PERFORM outbox._claims(0, (SELECT min(c.lease_until) FROM outbox.claims c WHERE c.lease_until > v_now));
+    PERFORM outbox._open_claims(0, (SELECT min(c.lease_until) FROM outbox.claims c WHERE c.lease_until > v_now));
     RETURN v_error;
 END
 $$;

@@ -36,7 +36,7 @@ async fn what_claims_and_settlements_know_can_not_be_edited() -> Result<()> {
     let (_, _, session) = fixture().await?;
     session.batch_execute("SELECT outbox.add_rabbitmq('q')").await?;
     let ids = insert(&session, &["a"]).await?;
-    for column in ["id = 99", "event_id = gen_random_uuid()", "claim_token = 1", "expanded = true", "routed = true"] {
+    for column in ["id = 99", "event_id = gen_random_uuid()", "claim_token = 1", "listed = true", "routed = true"] {
         refused(&session, &format!("UPDATE outbox_events SET {column}"), not_now()).await?;
     }
     session.batch_execute("UPDATE outbox_events SET aggregate_id = 'b', available_at = NULL").await?;
