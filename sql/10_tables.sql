@@ -35,7 +35,10 @@ CREATE TABLE @extschema@.outbox_events (
     processed_at   timestamptz,
     claim_token    bigint,
     listed       boolean NOT NULL DEFAULT false,
-    routed         boolean NOT NULL DEFAULT false
+    routed         boolean NOT NULL DEFAULT false,
+    CONSTRAINT outbox_events_token_only_while_processing CHECK (claim_token IS NULL OR status = 'processing'),
+    CONSTRAINT outbox_events_processing_is_claimed CHECK (status <> 'processing' OR claim_token IS NOT NULL OR listed),
+    CONSTRAINT outbox_events_routed_was_scheduled CHECK (NOT routed OR available_at IS NOT NULL)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05);
 
 COMMENT ON TABLE @extschema@.outbox_events IS 'events to publish: insert one in the transaction that changes the data';
@@ -122,7 +125,7 @@ CREATE TABLE outbox.delivery (
     destination     text NOT NULL,
     ordering_key   bigint,
     status          text NOT NULL
-        CONSTRAINT delivery_status_known CHECK (status IN ('scheduled', 'pending', 'processing', 'failed')),
+        CONSTRAINT delivery_status_known CHECK (status IN ('pending', 'processing', 'failed')),
     attempts        int NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,
     last_error      text,
@@ -130,7 +133,8 @@ CREATE TABLE outbox.delivery (
     owed_since      timestamptz NOT NULL DEFAULT clock_timestamp(),
     place           bigint GENERATED ALWAYS AS (id) STORED,
     PRIMARY KEY (id, destination),
-    CONSTRAINT delivery_claimed_by_token CHECK ((status = 'processing') = (claim_token IS NOT NULL))
+    CONSTRAINT delivery_claimed_by_token CHECK ((status = 'processing') = (claim_token IS NOT NULL)),
+    CONSTRAINT delivery_next_attempt_only_while_pending CHECK (next_attempt_at IS NULL OR status = 'pending')
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE outbox.delivery IS 'outstanding and dead deliveries; read it through the view outbox.deliveries';
 COMMENT ON COLUMN outbox.delivery.owed_since IS 'listed, or replayed, then: where settings.give_up_after begins';
@@ -141,7 +145,7 @@ COMMENT ON COLUMN outbox.delivery.place IS
     'the id again, for the order within a line: plans may be made while the table is empty, and this only delivery_order can sort';
 
 CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
-    WHERE status IN ('pending', 'scheduled') AND next_attempt_at IS NOT NULL;
+    WHERE status = 'pending' AND next_attempt_at IS NOT NULL;
 CREATE INDEX delivery_order ON outbox.delivery (ordering_key, destination, place) WHERE ordering_key IS NOT NULL;
 CREATE INDEX delivery_claim ON outbox.delivery (claim_token) WHERE claim_token IS NOT NULL;
 
@@ -151,7 +155,7 @@ CREATE TABLE outbox.claims (
     boot        bigint NOT NULL,
     lease_until timestamptz NOT NULL,
     ids         bigint[] NOT NULL,
-    held        int NOT NULL
+    held        int NOT NULL CONSTRAINT claims_holds_something CHECK (held > 0)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE outbox.claims IS 'claims that still hold something: whose they are and until when';
 COMMENT ON COLUMN outbox.claims.held IS 'whole events and single deliveries not settled yet; the row goes at 0';

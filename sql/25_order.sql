@@ -82,7 +82,22 @@ AS $$
 $$;
 COMMENT ON FUNCTION outbox._unrouted_ahead(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
 
--- The first of each line becomes due, when nothing before it is outstanding.
+-- The rule of order, for one destination: what is outstanding there ahead of an event with the same ordering key. In flight
+-- counts wherever it stands: two of a key are never with two consumers at once. A dead letter counts where on_failure is
+-- block (blocks).
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._ahead(destination text, key bigint, id bigint, blocks boolean) RETURNS TABLE (event bigint)
+    LANGUAGE sql STABLE ROWS 1
+AS $$
+    SELECT d.id
+      FROM outbox.delivery d
+     WHERE d.destination = $1 AND d.ordering_key = $2 AND d.place <> $3
+       AND (d.status = 'processing'
+            OR (d.place < $3 AND (d.status = 'pending' OR (d.status = 'failed' AND $4))))
+$$;
+COMMENT ON FUNCTION outbox._ahead(text, bigint, bigint, boolean) IS 'what an event waits for at a destination';
+
+-- The first event of each key that waits for nothing but those ahead becomes due, when there are none.
 CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -93,15 +108,16 @@ BEGIN
     UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
      WHERE d.ctid = ANY (ARRAY(
            SELECT h.at
-             FROM (SELECT DISTINCT l.destination, l.key FROM unnest(v_destinations, v_keys) AS l (destination, key)) l
+             FROM (SELECT DISTINCT k.destination, k.key,
+                          EXISTS (SELECT FROM outbox.destination t
+                                   WHERE t.name = k.destination AND t.settings ->> 'on_failure' = 'block') AS blocks
+                     FROM unnest(v_destinations, v_keys) AS k (destination, key)) k
             CROSS JOIN LATERAL (
-                  SELECT x.ctid AS at, x.status, x.next_attempt_at FROM outbox.delivery x
-                   WHERE x.destination = l.destination AND x.ordering_key = l.key AND x.status <> 'scheduled'
-                     AND (x.status <> 'failed'
-                          OR EXISTS (SELECT FROM outbox.destination t
-                                      WHERE t.name = l.destination AND t.settings ->> 'on_failure' = 'block'))
+                  SELECT x.id, x.ctid AS at, x.next_attempt_at FROM outbox.delivery x
+                   WHERE x.destination = k.destination AND x.ordering_key = k.key AND x.status = 'pending'
                    ORDER BY x.place LIMIT 1) h
-            WHERE h.status = 'pending' AND h.next_attempt_at IS NULL));
+            WHERE h.next_attempt_at IS NULL
+              AND NOT EXISTS (SELECT FROM outbox._ahead(k.destination, k.key, h.id, k.blocks))));
     IF FOUND THEN
         PERFORM outbox._wake('due');
     END IF;

@@ -37,7 +37,7 @@ AS $$
 BEGIN
     RETURN (
     SELECT CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
-                WHEN bool_or(d.status IN ('pending', 'scheduled')) THEN 'pending'
+                WHEN bool_or(d.status = 'pending') THEN 'pending'
                 WHEN bool_or(d.status = 'failed') THEN 'failed'
                 ELSE 'processed' END
       FROM outbox.delivery d WHERE d.id = v_id);
@@ -59,7 +59,7 @@ BEGIN
        SET status = s.status, processed_at = CASE WHEN s.status = 'processed' THEN clock_timestamp() END
       FROM (SELECT i.id,
                    CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
-                        WHEN bool_or(d.status IN ('pending', 'scheduled')) THEN 'pending'
+                        WHEN bool_or(d.status = 'pending') THEN 'pending'
                         WHEN bool_or(d.status = 'failed') THEN 'failed'
                         ELSE 'processed' END AS status
               FROM (SELECT DISTINCT unnest(v_ids) AS id) i
@@ -99,6 +99,7 @@ AS $$
 DECLARE
     v_locked bigint[] := outbox._locked(v_ids);
     v_unwanted bigint[];
+    v_closed int;
 BEGIN
     WITH target AS MATERIALIZED (
         SELECT e.id, e.claim_token, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
@@ -118,11 +119,19 @@ BEGIN
         SELECT u.claim_token, sum(u.n) AS n
           FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
          GROUP BY u.claim_token
+    ), found AS MATERIALIZED (
+        SELECT m.claim_token AS token, m.n, c.at, c.held + m.n <= 0 AS empty
+          FROM more m
+         CROSS JOIN LATERAL (SELECT x.ctid AS at, x.held FROM outbox.claims x WHERE x.token = m.claim_token OFFSET 0) c
+    ), closed AS (
+        DELETE FROM outbox.claims c WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE f.empty)) RETURNING 1
     ), recounted AS (
-        UPDATE outbox.claims c SET held = c.held + (SELECT m.n FROM more m WHERE m.claim_token = c.token)
-         WHERE c.token = ANY (ARRAY(SELECT m.claim_token FROM more m))
+        UPDATE outbox.claims c SET held = c.held + (SELECT f.n FROM found f WHERE f.token = c.token)
+         WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE NOT f.empty))
     )
-    SELECT array_agg(t.id) INTO v_unwanted FROM target t WHERE NOT EXISTS (SELECT FROM listed l WHERE l.id = t.id);
+    SELECT array_agg(t.id), (SELECT count(*) FROM closed)
+      INTO v_unwanted, v_closed FROM target t WHERE NOT EXISTS (SELECT FROM listed l WHERE l.id = t.id);
+    PERFORM outbox._open_claims(-v_closed, NULL) WHERE v_closed > 0;
     -- Events with no delivery left: every destination that they were claimed for was removed.
     PERFORM outbox._refresh(v_unwanted) WHERE v_unwanted IS NOT NULL;
 END

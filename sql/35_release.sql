@@ -123,3 +123,42 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._forget_earlier_starts() IS 'ends all claims of earlier starts of the server';
+
+-- Events that the application deleted or rescheduled, or whose status was left for later.
+CREATE FUNCTION outbox._look_after_touched() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_batch CONSTANT int := 5000;   -- at a time: others wait for the lock
+    v_touched record;
+    v_gone record;
+BEGIN
+    WITH taken AS (
+        DELETE FROM outbox.touched t WHERE t.ctid = ANY (ARRAY(SELECT x.ctid FROM outbox.touched x LIMIT v_batch))
+        RETURNING t.id, t.ordering_key, t.claim_token
+    )
+    SELECT array_agg(t.id) AS ids, array_agg(t.ordering_key) FILTER (WHERE t.ordering_key IS NOT NULL) AS keys,
+           array_agg(t.claim_token) FILTER (WHERE t.claim_token IS NOT NULL) AS tokens, count(*) AS n
+      INTO v_touched FROM taken t;
+    IF v_touched.n = 0 THEN
+        RETURN;
+    END IF;
+    WITH gone AS (
+        DELETE FROM outbox.delivery d
+         WHERE d.id = ANY (v_touched.ids) AND NOT EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)
+        RETURNING d.ordering_key, d.claim_token
+    )
+    SELECT array_agg(g.ordering_key) AS keys, array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens
+      INTO v_gone FROM gone g;
+    PERFORM outbox._let_go(v_touched.tokens || v_gone.tokens);
+    PERFORM outbox._promote_keys(v_touched.keys || v_gone.keys);
+    PERFORM outbox._refresh(v_touched.ids);
+    PERFORM outbox._settled(true);
+    PERFORM outbox._wake_at(clock_timestamp()) WHERE v_touched.n = v_batch;
+END
+$$;
+COMMENT ON FUNCTION outbox._look_after_touched() IS
+    'drops the deliveries of events that were deleted, and lets what waited behind them go on';

@@ -93,3 +93,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._new_token() IS 'a token higher than any before; for those who hold the claims'' lock';
+
+CREATE FUNCTION outbox._is_due(served text[]) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    v_now CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    RETURN EXISTS (SELECT FROM outbox._eligible(served) l
+                    CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
+                                         WHERE d.destination = l.name AND d.status = 'pending'
+                                           AND d.next_attempt_at <= v_now LIMIT 1) d
+                    WHERE l.serve OR l.probe);
+END
+$$;
+COMMENT ON FUNCTION outbox._is_due(text[]) IS 'whether a delivery is due that a claim may hand out';

@@ -50,10 +50,7 @@ BEGIN
                       array_agg(x.behind) FILTER (WHERE x.behind OR NOT x.serve) AS behind,
                       bool_or(x.elsewhere AND NOT x.behind) AS elsewhere
                  FROM (SELECT l.name, l.serve, l.elsewhere, r.key IS NOT NULL AND (EXISTS (
-                              SELECT FROM outbox.delivery d
-                               WHERE d.destination = l.name AND d.ordering_key = r.key
-                                 AND (d.status = 'processing'
-                                      OR (d.place < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
+                              SELECT FROM outbox._ahead(l.name, r.key, r.id, l.blocks))
                               OR (unrouted_left AND EXISTS (
                               SELECT FROM outbox._unrouted_ahead(r.key, v_now) s
                                WHERE s.id < r.id AND s.event_type LIKE ANY (l.like_patterns)))) AS behind

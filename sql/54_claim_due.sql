@@ -151,11 +151,7 @@ BEGIN
         UPDATE @extschema@.outbox_events e SET listed = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t WHERE NOT t.touched))
     ), judged AS MATERIALIZED (
         SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
-               d.key IS NOT NULL AND (EXISTS (
-                   SELECT FROM outbox.delivery y
-                    WHERE y.destination = d.name AND y.ordering_key = d.key AND y.place <> d.id
-                      AND (y.status = 'processing'
-                           OR (y.place < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks)))))
+               d.key IS NOT NULL AND (EXISTS (SELECT FROM outbox._ahead(d.name, d.key, d.id, d.blocks))
                    OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)
                    OR (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(d.key, v_now) s
                                                   WHERE s.id < d.id AND s.event_type LIKE ANY (d.like_patterns)))) AS behind
@@ -172,7 +168,7 @@ BEGIN
                               (SELECT e.xmax = 0 FROM @extschema@.outbox_events e WHERE e.id = y.id) AS free
                          FROM outbox.delivery y
                         WHERE y.destination = j.name AND y.ordering_key = j.key AND y.place > j.id
-                          AND y.status <> 'scheduled' AND (y.status <> 'failed' OR j.blocks)
+                          AND (y.status <> 'failed' OR j.blocks)
                         ORDER BY y.place LIMIT 50 + max_events / (SELECT count(*) FROM due)) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
            AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)

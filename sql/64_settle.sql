@@ -223,10 +223,7 @@ CREATE FUNCTION outbox._catch_up() RETURNS void
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_batch CONSTANT int := 5000;
     v_late record;
-    v_touched record;
-    v_gone record;
 BEGIN
     WITH late AS (DELETE FROM outbox.postponed RETURNING claim_token, id, exception)
     SELECT coalesce(array_agg(l.claim_token) FILTER (WHERE l.exception IS NULL), '{}') AS tokens,
@@ -234,29 +231,7 @@ BEGIN
            coalesce(jsonb_agg(l.exception) FILTER (WHERE l.exception IS NOT NULL), '[]') AS exceptions, count(*) AS n
       INTO v_late FROM late l;
     PERFORM outbox.settle(v_late.tokens, v_late.ids, v_late.exceptions) WHERE v_late.n > 0;
-    WITH taken AS (
-        DELETE FROM outbox.touched t WHERE t.ctid = ANY (ARRAY(SELECT x.ctid FROM outbox.touched x LIMIT v_batch))
-        RETURNING t.id, t.ordering_key, t.claim_token
-    )
-    SELECT array_agg(t.id) AS ids, array_agg(t.ordering_key) FILTER (WHERE t.ordering_key IS NOT NULL) AS keys,
-           array_agg(t.claim_token) FILTER (WHERE t.claim_token IS NOT NULL) AS tokens, count(*) AS n
-      INTO v_touched FROM taken t;
-    IF v_touched.n = 0 THEN
-        RETURN;
-    END IF;
-    WITH gone AS (
-        DELETE FROM outbox.delivery d
-         WHERE d.id = ANY (v_touched.ids) AND NOT EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)
-        RETURNING d.ordering_key, d.claim_token
-    )
-    SELECT array_agg(g.ordering_key) AS keys, array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens
-      INTO v_gone FROM gone g;
-    PERFORM outbox._let_go(v_touched.tokens || v_gone.tokens);
-    PERFORM outbox._promote_keys(v_touched.keys || v_gone.keys);
-    PERFORM outbox._refresh(v_touched.ids);
-    PERFORM outbox._settled(true);
-    PERFORM outbox._wake_at(clock_timestamp()) WHERE v_touched.n = v_batch;
+    PERFORM outbox._look_after_touched();
 END
 $$;
-COMMENT ON FUNCTION outbox._catch_up() IS
-    'settles what was postponed, drops the deliveries of events that were deleted, and moves their lines on';
+COMMENT ON FUNCTION outbox._catch_up() IS 'settles what was postponed, and looks after events that were touched';

@@ -11,7 +11,7 @@ BEGIN
            FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
                  UNION ALL SELECT '') t
           CROSS JOIN LATERAL (SELECT d.next_attempt_at FROM outbox.delivery d
-                               WHERE d.destination = t.name AND d.status IN ('pending', 'scheduled')
+                               WHERE d.destination = t.name AND d.status = 'pending'
                                  AND d.next_attempt_at > now()
                                ORDER BY d.next_attempt_at LIMIT 1) x),
         (SELECT e.available_at FROM @extschema@.outbox_events e
@@ -35,7 +35,7 @@ BEGIN
     IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
                             UNION ALL SELECT '') t
                 CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
-                                     WHERE d.destination = t.name AND d.status IN ('pending', 'scheduled')
+                                     WHERE d.destination = t.name AND d.status = 'pending'
                                        AND d.next_attempt_at <= v_now LIMIT 1) x)
        OR EXISTS (SELECT FROM @extschema@.outbox_events e
                    WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending')
