@@ -1,11 +1,30 @@
 -- pg_outbox: the schema that holds everything but the table of events.
 --
--- The files of this folder, in the order of their names, are the install script:
---   00 schema, roles   10 tables           20 library functions   30 trigger
---   35 publish         38 secrets          40 destinations        50 claim           60 settle, failures
---   64 circuit         68 retention        70 worker              80 replay          85 stats, health
---   90 views           92 relay            95 grants              98 owners
---   99 start of the worker
+-- The files of this folder, in the order of their names, are the install script. A file calls only those before it:
+--   00 schema          the schema, the roles, the language of definers
+--   10 tables          what is stored
+--   15 library         what only the library can do
+--   20 settings        what operators write: patterns, durations, templates, addresses, secrets
+--   25 order           the lock of claims, an aggregate's line, what stands ahead in it
+--   30 books           what claims hold and what deliveries say
+--   35 release         giving back
+--   40 circuit         whose fault a failure is, and the circuit breaker
+--   45 trigger         what a change of the table means
+--   48 publish         for producers who prefer a call
+--   50 eligible        what a claim may hand out
+--   52 claim fresh     events that were never looked at
+--   54 claim due       scheduled events and deliveries that are due
+--   56 claim           the claim itself
+--   60 delivered       settling what was delivered
+--   62 failed          settling what was not
+--   64 settle          what consumers call to settle
+--   70 destinations    what operators call to change destinations
+--   72 dead letters    replay and purge
+--   80 recovery        after a start and after a restore
+--   82 timers          what the worker does when a moment has come
+--   84 retention       removing what is old
+--   86 announce        what a notification says
+--   88 stats   89 health   90 views   92 relay   95 grants   98 owners   99 start
 
 \echo Use "CREATE EXTENSION pg_outbox" to load this file. \quit
 

@@ -2,12 +2,12 @@
 -- written by the functions of this schema alone.
 --
 -- Holds true: an event is in exactly one of these states.
---   fresh      status pending, not expanded, no available_at: owed to every destination that wants it; found by walking the
+--   fresh      status pending, not listed, no available_at: owed to every destination that wants it; found by walking the
 --              primary key
---   scheduled  status pending, not expanded, available_at set, not routed: the same, not before that moment; found by an
+--   scheduled  status pending, not listed, available_at set, not routed: the same, not before that moment; found by an
 --              index of its own, so that a walk passes it
 --   claimed    status processing, claim_token set: the claim holds every destination that has no row in outbox.delivery
---   expanded   claim_token null, expanded: what is owed is what outbox.delivery lists
+--   listed   claim_token null, listed: what is owed is what outbox.delivery lists
 --   settled    status processed or failed
 -- No index has status in its key or predicate, so that claiming and settling are HOT updates.
 
@@ -34,8 +34,11 @@ CREATE TABLE @extschema@.outbox_events (
     last_error     text,
     processed_at   timestamptz,
     claim_token    bigint,
-    expanded       boolean NOT NULL DEFAULT false,
-    routed         boolean NOT NULL DEFAULT false
+    listed       boolean NOT NULL DEFAULT false,
+    routed         boolean NOT NULL DEFAULT false,
+    CONSTRAINT outbox_events_token_only_while_processing CHECK (claim_token IS NULL OR status = 'processing'),
+    CONSTRAINT outbox_events_processing_is_claimed CHECK (status <> 'processing' OR claim_token IS NOT NULL OR listed),
+    CONSTRAINT outbox_events_routed_was_scheduled CHECK (NOT routed OR available_at IS NOT NULL)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05);
 
 COMMENT ON TABLE @extschema@.outbox_events IS 'events to publish: insert one in the transaction that changes the data';
@@ -44,14 +47,14 @@ COMMENT ON COLUMN @extschema@.outbox_events.event_id IS 'identity for consumers,
 COMMENT ON COLUMN @extschema@.outbox_events.available_at IS 'not to be delivered before; null: at once';
 COMMENT ON COLUMN @extschema@.outbox_events.status IS 'pending, processing, processed or failed (a dead letter)';
 COMMENT ON COLUMN @extschema@.outbox_events.claim_token IS 'the claim that holds the event; internal';
-COMMENT ON COLUMN @extschema@.outbox_events.expanded IS 'what is owed is listed in outbox.deliveries; internal';
+COMMENT ON COLUMN @extschema@.outbox_events.listed IS 'what is owed is listed in outbox.deliveries; internal';
 COMMENT ON COLUMN @extschema@.outbox_events.routed IS 'a scheduled event whose time has come was given to its destinations; internal';
 
 -- Only scheduled events stand in these, and each leaves them once: all other updates stay HOT. The second one holds the
--- ordering key as outbox._aggregate_key() gives it, spelled out so that a producer needs no right to that function.
+-- ordering key as outbox._ordering_key() gives it, spelled out so that a producer needs no right to that function.
 CREATE INDEX outbox_events_scheduled ON @extschema@.outbox_events (available_at, id)
     WHERE available_at IS NOT NULL AND NOT routed;
-CREATE INDEX outbox_events_scheduled_line ON @extschema@.outbox_events
+CREATE INDEX outbox_events_scheduled_order ON @extschema@.outbox_events
     ((CASE WHEN aggregate_id IS NOT NULL
            THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END), id)
     WHERE available_at IS NOT NULL AND NOT routed;
@@ -120,9 +123,9 @@ ALTER TABLE outbox.hidden ENABLE ROW LEVEL SECURITY;
 CREATE TABLE outbox.delivery (
     id              bigint NOT NULL,
     destination     text NOT NULL,
-    aggregate_key   bigint,
+    ordering_key   bigint,
     status          text NOT NULL
-        CONSTRAINT delivery_status_known CHECK (status IN ('scheduled', 'pending', 'processing', 'failed')),
+        CONSTRAINT delivery_status_known CHECK (status IN ('pending', 'processing', 'failed')),
     attempts        int NOT NULL DEFAULT 0,
     next_attempt_at timestamptz,
     last_error      text,
@@ -130,7 +133,8 @@ CREATE TABLE outbox.delivery (
     owed_since      timestamptz NOT NULL DEFAULT clock_timestamp(),
     place           bigint GENERATED ALWAYS AS (id) STORED,
     PRIMARY KEY (id, destination),
-    CONSTRAINT delivery_claimed_by_token CHECK ((status = 'processing') = (claim_token IS NOT NULL))
+    CONSTRAINT delivery_claimed_by_token CHECK ((status = 'processing') = (claim_token IS NOT NULL)),
+    CONSTRAINT delivery_next_attempt_only_while_pending CHECK (next_attempt_at IS NULL OR status = 'pending')
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE outbox.delivery IS 'outstanding and dead deliveries; read it through the view outbox.deliveries';
 COMMENT ON COLUMN outbox.delivery.owed_since IS 'listed, or replayed, then: where settings.give_up_after begins';
@@ -138,11 +142,11 @@ COMMENT ON COLUMN outbox.delivery.next_attempt_at IS
     'due then; null while waiting in line behind an earlier event of its aggregate';
 
 COMMENT ON COLUMN outbox.delivery.place IS
-    'the id again, for the order within a line: plans may be made while the table is empty, and this only delivery_line can sort';
+    'the id again, for the order within a line: plans may be made while the table is empty, and this only delivery_order can sort';
 
 CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
-    WHERE status IN ('pending', 'scheduled') AND next_attempt_at IS NOT NULL;
-CREATE INDEX delivery_line ON outbox.delivery (aggregate_key, destination, place) WHERE aggregate_key IS NOT NULL;
+    WHERE status = 'pending' AND next_attempt_at IS NOT NULL;
+CREATE INDEX delivery_order ON outbox.delivery (ordering_key, destination, place) WHERE ordering_key IS NOT NULL;
 CREATE INDEX delivery_claim ON outbox.delivery (claim_token) WHERE claim_token IS NOT NULL;
 
 CREATE TABLE outbox.claims (
@@ -151,20 +155,20 @@ CREATE TABLE outbox.claims (
     boot        bigint NOT NULL,
     lease_until timestamptz NOT NULL,
     ids         bigint[] NOT NULL,
-    held        int NOT NULL
+    held        int NOT NULL CONSTRAINT claims_holds_something CHECK (held > 0)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE outbox.claims IS 'claims that still hold something: whose they are and until when';
 COMMENT ON COLUMN outbox.claims.held IS 'whole events and single deliveries not settled yet; the row goes at 0';
 
 -- Not an advisory lock, which any role could take and keep. Not a table, which ANALYZE and VACUUM lock.
-CREATE VIEW outbox.turn AS SELECT true AS one_at_a_time;
-COMMENT ON VIEW outbox.turn IS 'who locks it may claim or settle';
+CREATE VIEW outbox.claim_lock AS SELECT true AS one_at_a_time;
+COMMENT ON VIEW outbox.claim_lock IS 'who locks it may claim or settle';
 
 -- What the application's own transactions leave to be done under that lock, because they must not wait for it. Rows are
 -- added by triggers, and by settlements that met a row locked by the application; outbox._catch_up() takes them away.
 CREATE TABLE outbox.touched (
     id            bigint NOT NULL,
-    aggregate_key bigint,
+    ordering_key bigint,
     claim_token   bigint
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE outbox.touched IS 'events that were deleted, rescheduled or locked by others: what follows from that is still to be done';

@@ -21,6 +21,6 @@ SELECT d.id AS event, e.event_id, e.event_type, e.aggregate_type, e.aggregate_id
 UNION ALL
 SELECT e.id, e.event_id, e.event_type, e.aggregate_type, e.aggregate_id, NULL, 'scheduled', 0, e.available_at, NULL, e.created_at
   FROM @extschema@.outbox_events e
- WHERE e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending' AND NOT e.expanded;
+ WHERE e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending' AND NOT e.listed;
 COMMENT ON VIEW outbox.deliveries IS
     'what is outstanding or dead: event (id), destination (null: not routed yet), status, attempts, next_attempt_at, last_error';

@@ -1,4 +1,4 @@
-//! The functions that `sql/20_library.sql` declares. They note, or they read shared memory.
+//! The functions that `sql/15_library.sql` declares. They note, or they read shared memory.
 
 use crate::commit::note;
 use crate::counters::middle;
@@ -29,21 +29,21 @@ fn library_version() -> &'static str {
 }
 
 #[pg_extern]
-fn boot_id() -> i64 {
+fn boot() -> i64 {
     shmem::get().boot.load(Relaxed)
 }
 
-/// The lower of mark and hint. A claim takes the hint over (under the lock that all claims take); lowering the mark needs
-/// no commit, it only makes the next walk longer.
+/// The low-water mark, with what commits have lowered it to. A claim takes that over (under the lock that all claims take):
+/// lowering the mark needs no commit, it only makes the next walk longer.
 #[pg_extern]
-fn low_mark(take_over: bool) -> i64 {
+fn low_water(take_over: bool) -> i64 {
     let Some(database) = shmem::current() else { return BEFORE_ALL };
     if !take_over {
-        return database.mark.load(SeqCst).min(database.hint.load(SeqCst));
+        return database.low_water.load(SeqCst).min(database.lowered.load(SeqCst));
     }
-    let hint = database.hint.swap(NEVER, SeqCst);
-    note(|n| n.taken_hint = n.taken_hint.min(hint));
-    database.mark.fetch_min(hint, SeqCst).min(hint)
+    let lowered = database.lowered.swap(NEVER, SeqCst);
+    note(|n| n.taken_lowered = n.taken_lowered.min(lowered));
+    database.low_water.fetch_min(lowered, SeqCst).min(lowered)
 }
 
 #[pg_extern]
@@ -52,17 +52,17 @@ fn is_recovered() -> bool {
 }
 
 #[pg_extern]
-fn claim_head() -> Option<i64> {
-    shmem::current().filter(|d| d.recovered.load(SeqCst)).map(|d| d.head.load(SeqCst))
+fn high_water() -> Option<i64> {
+    shmem::current().filter(|d| d.recovered.load(SeqCst)).map(|d| d.high_water.load(SeqCst))
 }
 
-/// A snapshot taken before the hint was taken over may miss what the hint stood for: then the mark stays.
+/// A snapshot taken before a lowered mark was taken over may miss the rows that lowered it: then the mark stays.
 #[pg_extern]
-fn raise_mark(mark: i64, head: i64) {
+fn set_water(low_water: i64, high_water: i64) {
     // SAFETY: a plain read of a variable of this backend.
     let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
-    let kept = if one_snapshot { shmem::current().map_or(BEFORE_ALL, |d| d.mark.load(SeqCst)) } else { mark };
-    note(|n| n.mark = Some((kept, head)));
+    let kept = if one_snapshot { shmem::current().map_or(BEFORE_ALL, |d| d.low_water.load(SeqCst)) } else { low_water };
+    note(|n| n.water = Some((kept, high_water)));
 }
 
 #[pg_extern]
@@ -78,14 +78,14 @@ fn note_token(token: i64) {
 }
 
 #[pg_extern]
-fn note_timer(at: Option<TimestampWithTimeZone>) {
+fn wake_at(at: Option<TimestampWithTimeZone>) {
     if let Some(at) = at {
         note(|n| n.due = n.due.min(micros(at)));
     }
 }
 
 #[pg_extern]
-fn note_claims(delta: i32, lease_until: Option<TimestampWithTimeZone>) {
+fn open_claims(delta: i32, lease_until: Option<TimestampWithTimeZone>) {
     note(|n| {
         n.claims += i64::from(delta);
         n.lease_due = n.lease_due.min(lease_until.map_or(NEVER, micros));
@@ -93,7 +93,7 @@ fn note_claims(delta: i32, lease_until: Option<TimestampWithTimeZone>) {
 }
 
 #[pg_extern]
-fn note_wake(reason: &str) {
+fn wake(reason: &str) {
     note(|n| match reason {
         "released" => n.wake_released = true,
         _ => n.wake_due = true,
@@ -101,7 +101,7 @@ fn note_wake(reason: &str) {
 }
 
 #[pg_extern]
-fn set_waiting(waiting: bool) {
+fn waiting(waiting: bool) {
     note(|n| n.waiting = Some(waiting));
 }
 
@@ -117,13 +117,24 @@ fn commit_to_disk() {
 }
 
 #[pg_extern]
-fn note_unrouted(n: i64) {
+fn count_unrouted(n: i64) {
     note(|note| note.unrouted += n);
 }
 
 #[pg_extern]
-fn note_recovered(mark: i64, head: i64, pending: i64, processing: i64, processed: i64, failed: i64, open_claims: i64) {
-    note(|n| n.found = Some(Found { mark, head, by_status: [pending, processing, processed, failed], open_claims }));
+fn recovered(
+    low_water: i64,
+    high_water: i64,
+    pending: i64,
+    processing: i64,
+    processed: i64,
+    failed: i64,
+    open_claims: i64,
+) {
+    note(|n| {
+        n.found =
+            Some(Found { low_water, high_water, by_status: [pending, processing, processed, failed], open_claims })
+    });
 }
 
 /// From now on, until the query with `_count_from_here()`, a snapshot is being chosen.

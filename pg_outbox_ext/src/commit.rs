@@ -59,12 +59,12 @@ unsafe extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _a
             if let Some(note) = NOTES.with(Notes::take) {
                 apply(&note);
             }
-            hooks::unpark();
+            hooks::resume();
         }
         XACT_EVENT_PREPARE => {
             let note = NOTES.with(Notes::take);
             hooks::with_prepared_name(|name| prepared::remember(name, note.as_ref()));
-            hooks::unpark();
+            hooks::resume();
         }
         XACT_EVENT_ABORT => {
             if NOTES.with(Notes::clear)
@@ -72,7 +72,7 @@ unsafe extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _a
             {
                 turn_is_over(database);
             }
-            hooks::unpark();
+            hooks::resume();
         }
         _ => {}
     }
@@ -93,19 +93,19 @@ unsafe extern "C-unwind" fn savepoint_ended(
             hooks::release(level);
         }
         SUBXACT_EVENT_ABORT_SUB => {
-            give_back_hint(NOTES.with(|notes| notes.roll_back(level)));
+            give_back_lowered(NOTES.with(|notes| notes.roll_back(level)));
             hooks::roll_back(level);
         }
         _ => {}
     }
 }
 
-/// A claim that took the hint over is undone, while an earlier one of the transaction may still set the mark.
-fn give_back_hint(taken: i64) {
+/// A claim that took a lowered mark over is undone, while an earlier one of the transaction may still set the mark.
+fn give_back_lowered(taken: i64) {
     if taken != NEVER
         && let Some(database) = shmem::current()
     {
-        database.hint.fetch_min(taken, SeqCst);
+        database.lowered.fetch_min(taken, SeqCst);
     }
 }
 
@@ -149,8 +149,8 @@ fn apply_counters(note: &Note, database: &Database) {
     let counters = &database.counters;
     match note.found {
         Some(found) => {
-            database.mark.store(found.mark, SeqCst);
-            database.head.store(found.head, SeqCst);
+            database.low_water.store(found.low_water, SeqCst);
+            database.high_water.store(found.high_water, SeqCst);
             counters.add_by_status(found.by_status);
             database.timers.leases.recount(found.open_claims);
             database.recovered.store(true, SeqCst);
@@ -165,15 +165,15 @@ fn apply_counters(note: &Note, database: &Database) {
 }
 
 fn apply_claims(note: &Note, database: &Database) {
-    if let Some((mark, head)) = note.mark {
-        database.mark.store(mark, SeqCst);
-        database.head.fetch_max(head, SeqCst);
+    if let Some((low_water, high_water)) = note.water {
+        database.low_water.store(low_water, SeqCst);
+        database.high_water.fetch_max(high_water, SeqCst);
     }
     if let Some(waiting) = note.waiting {
         database.waiting.store(waiting, SeqCst);
     }
     if note.min_id != NEVER {
-        database.hint.fetch_min(note.min_id, SeqCst);
+        database.lowered.fetch_min(note.min_id, SeqCst);
     }
 }
 

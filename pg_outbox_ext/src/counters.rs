@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::*};
 /// Events by status, as changes or as totals: pending, processing, processed, failed.
 pub type ByStatus = [i64; 4];
 
-/// The place of a status in [`ByStatus`]; the lengths of the four words differ.
+/// The index of a status in [`ByStatus`]; the lengths of the four words differ.
 pub fn status_index(status: &[u8]) -> Option<usize> {
     match status.len() {
         7 => Some(0),

@@ -3,7 +3,7 @@
 //!
 //! | command | what happens |
 //! | --- | --- |
-//! | DROP DATABASE, ALTER DATABASE … RENAME, … SET TABLESPACE, CREATE DATABASE (its template) | the database is parked: its worker ends before the command looks for other sessions, and comes back when the transaction or savepoint is over, if the database is still there. Not where PostgreSQL refuses the command: for want of rights, or in a transaction block |
+//! | DROP DATABASE, ALTER DATABASE … RENAME, … SET TABLESPACE, CREATE DATABASE (its template) | the database is suspended: its worker ends before the command looks for other sessions, and comes back when the transaction or savepoint is over, if the database is still there. Not where PostgreSQL refuses the command: for want of rights, or in a transaction block |
 //! | the extension is dropped in whatever way | the worker ends at commit; until then it waits for no lock |
 //! | DISCARD ALL | the session's attachment ends, as with the session |
 //! | PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED | see [`crate::prepared`] |
@@ -18,15 +18,15 @@ use std::sync::atomic::Ordering::*;
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
 
-/// A database parked by the running transaction, and the nesting level of the savepoint that did it. 0: none.
+/// A database suspended by the running transaction, and the nesting level of the savepoint that did it. 0: none.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Parked {
+struct Suspended {
     oid: u32,
     level: i32,
 }
 
 /// More in one transaction than any sane script renames.
-static PARKED: Local<[Parked; 8]> = Local::new([Parked { oid: 0, level: 0 }; 8]);
+static SUSPENDED: Local<[Suspended; 8]> = Local::new([Suspended { oid: 0, level: 0 }; 8]);
 
 /// Name of the transaction that is being prepared.
 static PREPARING: Local<Option<Vec<u8>>> = Local::new(None);
@@ -47,7 +47,7 @@ pub fn install() {
 
 /// What of a command concerns the outbox.
 enum Concern {
-    Park(Vec<u8>, Right),
+    Suspend(Vec<u8>, Right),
     DiscardAll,
     Prepare(Vec<u8>),
     CommitPrepared(Vec<u8>),
@@ -124,7 +124,7 @@ unsafe extern "C-unwind" fn before(statement: *mut pg_sys::PlannedStmt, context:
     // Left behind by a command that failed.
     FOLLOWS.with(|f| *f = None);
     match concern {
-        Some(Concern::Park(name, right)) => park(&name, right),
+        Some(Concern::Suspend(name, right)) => suspend(&name, right),
         Some(Concern::Prepare(name)) => PREPARING.with(|p| *p = Some(name)),
         follows => FOLLOWS.with(|f| *f = follows),
     }
@@ -145,7 +145,7 @@ extern "C-unwind" fn after() {
 /// # Safety
 /// The node is a statement as PostgreSQL's parser made it.
 unsafe fn concern(node: *mut pg_sys::Node, top_level: bool) -> Option<Concern> {
-    let of_owner = |name: Vec<u8>| Concern::Park(name, Right::Owner);
+    let of_owner = |name: Vec<u8>| Concern::Suspend(name, Right::Owner);
     // SAFETY: each tag says which structure the node is.
     unsafe {
         // Where these commands fail, at once, in whatever transaction goes on.
@@ -171,7 +171,7 @@ unsafe fn concern(node: *mut pg_sys::Node, top_level: bool) -> Option<Concern> {
             pg_sys::NodeTag::T_CreatedbStmt if !refused() => {
                 let create = &*node.cast::<pg_sys::CreatedbStmt>();
                 let template = option(create.options, c"template").map(|o| text(pg_sys::defGetString(o)));
-                Some(Concern::Park(template.flatten().unwrap_or_else(|| b"template1".to_vec()), Right::Template))
+                Some(Concern::Suspend(template.flatten().unwrap_or_else(|| b"template1".to_vec()), Right::Template))
             }
             pg_sys::NodeTag::T_TransactionStmt => {
                 let transaction = &*node.cast::<pg_sys::TransactionStmt>();
@@ -212,37 +212,37 @@ unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys:
 }
 
 /// Ends the worker of that database, if there is one, and keeps it away until the transaction is over.
-fn park(name: &[u8], right: Right) {
+fn suspend(name: &[u8], right: Right) {
     let Ok(name) = std::ffi::CString::new(name) else { return };
     // SAFETY: a catalog look-up in a transaction.
     let oid = unsafe { pg_sys::get_database_oid(name.as_ptr(), true) };
     let Some(shared) = shmem::try_get() else { return };
-    if oid == pg_sys::InvalidOid || !may_change(oid, right) || !list_parked(shared, oid) {
+    if oid == pg_sys::InvalidOid || !may_change(oid, right) || !list_suspended(shared, oid) {
         return;
     }
-    let Some(place) = shmem::find(oid) else { return };
+    let Some(slot) = shmem::find(oid) else { return };
     let since = wake::monotonic();
-    while place.state() != State::Idle && place.oid.load(SeqCst) == oid.to_u32() {
-        place.stop.store(true, SeqCst);
-        wake::worker_now(place);
+    while slot.state() != State::Idle && slot.oid.load(SeqCst) == oid.to_u32() {
+        slot.stop.store(true, SeqCst);
+        wake::worker_now(slot);
         if wake::monotonic() - since > BUSY {
-            wake::terminate(place);
+            wake::terminate(slot);
         }
         sleep::for_latch(Some(2));
     }
 }
 
 /// False: no room, neither here (commands on databases by the dozen in one transaction) nor for all together.
-fn list_parked(shared: &Shared, oid: pg_sys::Oid) -> bool {
+fn list_suspended(shared: &Shared, oid: pg_sys::Oid) -> bool {
     // SAFETY: reads a number of this backend's transaction state.
     let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
-    PARKED.with(|parked| {
-        if parked.iter().any(|p| p.oid == oid.to_u32()) {
+    SUSPENDED.with(|suspended| {
+        if suspended.iter().any(|p| p.oid == oid.to_u32()) {
             return true;
         }
-        let free = parked.iter_mut().find(|p| p.oid == 0);
-        let listed = free.filter(|_| Shared::list(&shared.parked, oid));
-        listed.map(|free| *free = Parked { oid: oid.to_u32(), level }).is_some()
+        let free = suspended.iter_mut().find(|p| p.oid == 0);
+        let listed = free.filter(|_| Shared::list(&shared.suspended, oid));
+        listed.map(|free| *free = Suspended { oid: oid.to_u32(), level }).is_some()
     })
 }
 
@@ -302,26 +302,26 @@ unsafe fn flag(cache: i32, identity: pg_sys::Oid, column: i16) -> bool {
 }
 
 /// The transaction is over: the launcher looks at the databases again.
-pub fn unpark() {
+pub fn resume() {
     PREPARING.with(|p| *p = None);
-    unpark_where(|_| true);
+    resume_where(|_| true);
 }
 
 /// The savepoint of this level rolled back.
 pub fn roll_back(level: i32) {
-    unpark_where(|parked| parked.level >= level);
+    resume_where(|suspended| suspended.level >= level);
 }
 
 /// The savepoint of this level was released: what it did is the surrounding one's.
 pub fn release(level: i32) {
-    PARKED.with(|parked| parked.iter_mut().for_each(|p| p.level = p.level.min(level - 1)));
+    SUSPENDED.with(|suspended| suspended.iter_mut().for_each(|p| p.level = p.level.min(level - 1)));
 }
 
-fn unpark_where(is_over: impl Fn(Parked) -> bool) {
+fn resume_where(is_over: impl Fn(Suspended) -> bool) {
     let Some(shared) = shmem::try_get() else { return };
-    let any = PARKED.with(|all| {
+    let any = SUSPENDED.with(|all| {
         let over = all.iter_mut().filter(|p| p.oid != 0 && is_over(**p)).map(std::mem::take);
-        over.map(|parked| Shared::unlist(&shared.parked, pg_sys::Oid::from(parked.oid))).count() > 0
+        over.map(|suspended| Shared::unlist(&shared.suspended, pg_sys::Oid::from(suspended.oid))).count() > 0
     });
     if any {
         wake::launcher(shared);

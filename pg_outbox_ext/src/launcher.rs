@@ -5,10 +5,10 @@
 //!
 //! ```text
 //!              asked, or not looked into yet
-//!   (no place) ────────────────────────────> Idle ──start──> Starting ──> Running
+//!   (no slot) ────────────────────────────> Idle ──start──> Starting ──> Running
 //!       ^                                     │ ^                             │
 //!       └── absent, or the database is gone ──┘ └──────── the worker ended ───┘
-//!                            not while the database is parked
+//!                            not while the database is suspended
 //! ```
 
 use crate::backoff::Pause;
@@ -65,9 +65,9 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
 
 /// Workers that the launcher before this one meant to start, and did not.
 fn forget_unborn() {
-    for place in shmem::databases() {
-        if place.state() == State::Starting && place.worker_pid.load(SeqCst) == 0 {
-            place.set_state(State::Idle);
+    for slot in shmem::databases() {
+        if slot.state() == State::Starting && slot.worker_pid.load(SeqCst) == 0 {
+            slot.set_state(State::Idle);
         }
     }
 }
@@ -122,10 +122,10 @@ impl Launcher {
     }
 
     fn forget_gone(&mut self, databases: &[pg_sys::Oid]) {
-        for place in shmem::databases() {
-            let oid = place.oid.load(SeqCst);
-            if oid != 0 && place.state() == State::Idle && !databases.iter().any(|d| d.to_u32() == oid) {
-                self.give_back(place, oid);
+        for slot in shmem::databases() {
+            let oid = slot.oid.load(SeqCst);
+            if oid != 0 && slot.state() == State::Idle && !databases.iter().any(|d| d.to_u32() == oid) {
+                self.give_back(slot, oid);
             }
         }
         self.looked_into.retain(|oid| databases.iter().any(|d| d.to_u32() == *oid));
@@ -133,31 +133,31 @@ impl Launcher {
 
     fn see_to(&mut self, oid: pg_sys::Oid) -> Option<i64> {
         let key = oid.to_u32();
-        let place = match shmem::find(oid) {
-            Some(place) => place,
+        let slot = match shmem::find(oid) {
+            Some(slot) => slot,
             // The next of those that start to run or to end wakes this process.
             None if self.looked_into.contains(&key) || self.starting() >= AT_ONCE => return None,
             None => match shmem::allocate(oid) {
-                Some(place) => place,
+                Some(slot) => slot,
                 None => return self.no_worker_left(),
             },
         };
-        if place.state() != State::Idle {
+        if slot.state() != State::Idle {
             return None;
         }
-        if place.absent.load(SeqCst) {
+        if slot.absent.load(SeqCst) {
             // Installed after the worker had looked?
             if !self.asked.remove(&key) {
-                self.give_back(place, key);
+                self.give_back(slot, key);
                 self.looked_into.insert(key);
                 return None;
             }
-            place.absent.store(false, SeqCst);
+            slot.absent.store(false, SeqCst);
         }
         if self.starting() >= AT_ONCE {
             return None;
         }
-        self.start(place, oid)
+        self.start(slot, oid)
     }
 
     fn starting(&self) -> usize {
@@ -165,24 +165,24 @@ impl Launcher {
         shmem::databases().iter().filter(is_starting).count()
     }
 
-    fn give_back(&mut self, place: &Database, oid: u32) {
-        place.oid.store(0, SeqCst);
+    fn give_back(&mut self, slot: &Database, oid: u32) {
+        slot.oid.store(0, SeqCst);
         self.started.remove(&oid);
         session::forget_ended(oid);
     }
 
-    fn start(&mut self, place: &Database, oid: pg_sys::Oid) -> Option<i64> {
+    fn start(&mut self, slot: &Database, oid: pg_sys::Oid) -> Option<i64> {
         let now = wake::monotonic();
         let mut start = self.started.get(&oid.to_u32()).copied().unwrap_or_default();
-        let asked = place.stop.swap(false, SeqCst);
+        let asked = slot.stop.swap(false, SeqCst);
         let left = start.pause().left(now);
         if left > 0 && !asked {
             return Some(left / 1000 + 1);
         }
-        // First announce, then look whether a command has parked the database: it does so the other way round.
-        place.set_state(State::Starting);
-        if self.shared.parked.iter().any(|p| p.load(SeqCst) == oid.to_u32()) {
-            place.set_state(State::Idle);
+        // First announce, then look whether a command has suspended the database: it does so the other way round.
+        slot.set_state(State::Starting);
+        if self.shared.suspended.iter().any(|p| p.load(SeqCst) == oid.to_u32()) {
+            slot.set_state(State::Idle);
             return None;
         }
         start.failures = if asked || now - start.at > SETTLED { 0 } else { start.failures + 1 };
@@ -192,7 +192,7 @@ impl Launcher {
         match self.spawn(oid) {
             true => None,
             false => {
-                place.set_state(State::Idle);
+                slot.set_state(State::Idle);
                 self.no_worker_left()
             }
         }

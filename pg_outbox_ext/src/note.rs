@@ -16,8 +16,8 @@ const MAX_LATENCIES: usize = 100_000;
 /// What recovery found in the tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {
-    pub mark: i64,
-    pub head: i64,
+    pub low_water: i64,
+    pub high_water: i64,
     pub by_status: ByStatus,
     pub open_claims: i64,
 }
@@ -29,8 +29,8 @@ pub struct Note {
     pub overflow: bool,
     /// Lowest id that became fresh.
     pub min_id: i64,
-    /// The hint that a claim took over; given back if the claim rolls back alone.
-    pub taken_hint: i64,
+    /// The lowered mark that a claim took over; given back if the claim rolls back alone.
+    pub taken_lowered: i64,
     pub by_status: ByStatus,
     pub published: i64,
     pub processed: i64,
@@ -47,8 +47,8 @@ pub struct Note {
     pub wake_due: bool,
     pub wake_released: bool,
     pub waiting: Option<bool>,
-    /// The low-water mark and the head of the claims.
-    pub mark: Option<(i64, i64)>,
+    /// The low-water and the high-water mark.
+    pub water: Option<(i64, i64)>,
     pub found: Option<Found>,
     pub recover: bool,
     pub launch: bool,
@@ -62,7 +62,7 @@ impl Note {
             ids: Vec::new(),
             overflow: false,
             min_id: NEVER,
-            taken_hint: NEVER,
+            taken_lowered: NEVER,
             by_status: [0; 4],
             published: 0,
             processed: 0,
@@ -77,7 +77,7 @@ impl Note {
             wake_due: false,
             wake_released: false,
             waiting: None,
-            mark: None,
+            water: None,
             found: None,
             recover: false,
             launch: false,
@@ -101,11 +101,11 @@ impl Note {
     /// Whether there is nothing in it but rows that were inserted, changed or deleted by hand, so that COMMIT PREPARED can
     /// repeat it from a few numbers.
     pub fn is_only_rows(&self) -> bool {
-        self.mark.is_none()
+        self.water.is_none()
             && self.found.is_none()
             && self.waiting.is_none()
             && self.claims == 0
-            && self.taken_hint == NEVER
+            && self.taken_lowered == NEVER
             && self.lease_due == NEVER
             && self.unrouted == 0
             && self.processed == 0
@@ -116,7 +116,7 @@ impl Note {
 
     /// Whether the transaction held the lock of claims and settlements, as far as it can be told.
     pub fn had_the_turn(&self) -> bool {
-        self.mark.is_some() || self.waiting.is_some() || self.claims != 0
+        self.water.is_some() || self.waiting.is_some() || self.claims != 0
     }
 
     /// What it adds to the worker's timers.
@@ -137,7 +137,7 @@ impl Note {
         }
         self.overflow |= inner.overflow;
         self.min_id = self.min_id.min(inner.min_id);
-        self.taken_hint = self.taken_hint.min(inner.taken_hint);
+        self.taken_lowered = self.taken_lowered.min(inner.taken_lowered);
         for (sum, d) in self.by_status.iter_mut().zip(inner.by_status) {
             *sum += d;
         }
@@ -156,7 +156,7 @@ impl Note {
         self.wake_due |= inner.wake_due;
         self.wake_released |= inner.wake_released;
         self.waiting = inner.waiting.or(self.waiting);
-        self.mark = inner.mark.or(self.mark);
+        self.water = inner.water.or(self.water);
         self.found = inner.found.or(self.found);
         self.recover |= inner.recover;
         self.launch |= inner.launch;
@@ -196,11 +196,11 @@ impl Notes {
         }
     }
 
-    /// The savepoint of this level rolled back. Returns the hint that was taken over in it.
+    /// The savepoint of this level rolled back. Returns the lowered mark that was taken over in it.
     pub fn roll_back(&mut self, level: i32) -> i64 {
         let mut taken = NEVER;
         while let Some(top) = self.0.pop_if(|top| top.level >= level) {
-            taken = taken.min(top.taken_hint);
+            taken = taken.min(top.taken_lowered);
         }
         taken
     }
@@ -229,7 +229,7 @@ mod tests {
         notes.at(1).list(1);
         notes.at(2).list(2);
         notes.at(3).list(3);
-        notes.at(3).taken_hint = 5;
+        notes.at(3).taken_lowered = 5;
         notes.release(3);
         assert_eq!(notes.roll_back(2), 5);
         notes.at(1).list(4);

@@ -1,6 +1,6 @@
 //! Two-phase commit: what a prepared transaction noted, kept in shared memory until its second phase.
 //!
-//! Each prepared transaction of a database with the extension has a place, also one that noted nothing. What is not found
+//! Each prepared transaction of a database with the extension has a slot, also one that noted nothing. What is not found
 //! here at COMMIT PREPARED (a restart forgets it, a full table never knew it, claims and recoveries are not kept) has the
 //! worker recover from the tables.
 
@@ -32,7 +32,7 @@ pub struct Prepared {
 /// Events of a prepared transaction that a notification names; with more it says that there are many.
 const IDS: usize = 8;
 
-/// The name of a place that is being filled.
+/// The name of a slot that is being filled.
 const TAKEN: u64 = u64::MAX;
 
 fn key(name: &[u8]) -> u64 {
@@ -50,9 +50,9 @@ pub fn remember(name: &[u8], note: Option<&Note>) {
         return;
     }
     let free = shared.prepared.iter().find(|p| p.name.compare_exchange(0, TAKEN, SeqCst, SeqCst).is_ok());
-    if let Some(place) = free {
-        place.fill(note);
-        place.name.store(key(name), SeqCst);
+    if let Some(slot) = free {
+        slot.fill(note);
+        slot.name.store(key(name), SeqCst);
     }
 }
 
@@ -61,11 +61,11 @@ impl Prepared {
         self.transaction.store(commit::transaction(), Relaxed);
         self.min_id.store(note.map_or(NEVER, |n| n.min_id), Relaxed);
         let ids = note.map_or(&[][..], |n| &n.ids);
-        self.ids.iter().zip(ids).for_each(|(place, id)| place.store(*id, Relaxed));
+        self.ids.iter().zip(ids).for_each(|(slot, id)| slot.store(*id, Relaxed));
         let all = ids.len() <= IDS && !note.is_some_and(|n| n.overflow);
         self.len.store(if all { ids.len() as i32 } else { -1 }, Relaxed);
-        for (place, changes) in self.by_status.iter().zip(note.map_or([0; 4], |n| n.by_status)) {
-            place.store(changes, Relaxed);
+        for (slot, changes) in self.by_status.iter().zip(note.map_or([0; 4], |n| n.by_status)) {
+            slot.store(changes, Relaxed);
         }
         self.published.store(note.map_or(0, |n| n.published), Relaxed);
         self.due.store(note.map_or(NEVER, |n| n.due), Relaxed);
@@ -90,7 +90,7 @@ impl Prepared {
         });
         let min_id = self.min_id.load(Relaxed);
         if min_id != NEVER {
-            database.hint.fetch_min(min_id, SeqCst);
+            database.lowered.fetch_min(min_id, SeqCst);
         }
         let named = usize::try_from(self.len.load(Relaxed)).ok().and_then(|len| self.ids.get(..len));
         if !named.is_some_and(|ids| ids.iter().all(|id| database.ring.push(id.load(Relaxed)))) {
@@ -103,19 +103,19 @@ impl Prepared {
 pub fn commit(name: &[u8]) {
     let Some(shared) = shmem::try_get() else { return };
     let key = key(name);
-    let place = shared.prepared.iter().find(|p| p.name.load(SeqCst) == key);
-    if place.is_some_and(|p| p.launch.load(Relaxed)) {
+    let slot = shared.prepared.iter().find(|p| p.name.load(SeqCst) == key);
+    if slot.is_some_and(|p| p.launch.load(Relaxed)) {
         shared.ask_to_launch();
     }
     if let Some(database) = shmem::current() {
-        match place {
-            Some(place) => place.apply(database),
+        match slot {
+            Some(slot) => slot.apply(database),
             None => database.recover.store(true, SeqCst),
         }
         wake::worker(database, AT_ONCE);
     }
-    if let Some(place) = place {
-        place.name.store(0, SeqCst);
+    if let Some(slot) = slot {
+        slot.name.store(0, SeqCst);
     }
 }
 
@@ -123,8 +123,8 @@ pub fn commit(name: &[u8]) {
 pub fn forget(name: &[u8]) {
     if let Some(shared) = shmem::try_get() {
         let key = key(name);
-        for place in &shared.prepared {
-            let _free = place.name.compare_exchange(key, 0, SeqCst, SeqCst);
+        for slot in &shared.prepared {
+            let _free = slot.name.compare_exchange(key, 0, SeqCst, SeqCst);
         }
     }
 }

@@ -57,8 +57,8 @@ impl Recount {
         self.first_running.store(seen.first_running, SeqCst);
         self.next.store(seen.next, SeqCst);
         self.len.store(seen.running.len().min(RUNNING) as u32, SeqCst);
-        for (place, running) in self.running.iter().zip(&seen.running) {
-            place.store(*running, SeqCst);
+        for (slot, running) in self.running.iter().zip(&seen.running) {
+            slot.store(*running, SeqCst);
         }
         counters.set_by_status([0; 4]);
         self.generation.store(generation + 1, SeqCst);

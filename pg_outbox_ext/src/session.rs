@@ -1,5 +1,5 @@
-//! Attached consumers. A session takes a place in shared memory; when its backend ends, in whatever way, or it detaches,
-//! the place is marked and the worker releases what the session had claimed. (A backend that is killed takes the server
+//! Attached consumers. A session takes a slot in shared memory; when its backend ends, in whatever way, or it detaches,
+//! the slot is marked and the worker releases what the session had claimed. (A backend that is killed takes the server
 //! through a restart, after which every claim is released.)
 
 use crate::commit::Local;
@@ -49,7 +49,7 @@ static WATCHED: Local<bool> = Local::new(false);
 /// False: there was none.
 pub fn detach() -> bool {
     let mine = MINE.with(Option::take);
-    mine.inspect(|place| give_up(place)).is_some()
+    mine.inspect(|slot| give_up(slot)).is_some()
 }
 
 /// This session's attachment.
@@ -73,17 +73,17 @@ fn give_up(mine: &Attachment) {
     }
 }
 
-fn write_name(place: &Attachment, name: &str) {
+fn write_name(slot: &Attachment, name: &str) {
     let mut bytes = [0u8; 64];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
-    for (word, part) in place.name.iter().zip(bytes.as_chunks::<8>().0) {
+    for (word, part) in slot.name.iter().zip(bytes.as_chunks::<8>().0) {
         word.store(u64::from_ne_bytes(*part), Relaxed);
     }
 }
 
-fn read_name(place: &Attachment) -> String {
+fn read_name(slot: &Attachment) -> String {
     let bytes: Vec<u8> =
-        place.name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).take_while(|b| *b != 0).collect();
+        slot.name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).take_while(|b| *b != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -105,23 +105,23 @@ pub fn ended(database: &Database) -> Vec<i64> {
     all_ended(database.oid.load(Relaxed)).map(|a| a.id.load(Relaxed)).collect()
 }
 
-/// For the worker: the claims of the session are released, its place is free again.
+/// For the worker: the claims of the session are released, its slot is free again.
 pub fn free(database: &Database, attachment: i64) {
-    if let Some(place) = all_ended(database.oid.load(Relaxed)).find(|a| a.id.load(Relaxed) == attachment) {
-        give_back(place);
+    if let Some(slot) = all_ended(database.oid.load(Relaxed)).find(|a| a.id.load(Relaxed) == attachment) {
+        give_back(slot);
     }
 }
 
-/// For the launcher: this database has no worker any more. Frees the places of its sessions that ended.
+/// For the launcher: this database has no worker any more. Frees the slots of its sessions that ended.
 pub fn forget_ended(database: u32) {
     all_ended(database).for_each(give_back);
 }
 
-/// Frees the place of a session that ended; of several who try, one does.
-fn give_back(place: &Attachment) {
-    if place.ended.compare_exchange(true, false, SeqCst, SeqCst).is_ok() {
-        place.id.store(0, SeqCst);
-        place.pid.store(0, SeqCst);
+/// Frees the slot of a session that ended; of several who try, one does.
+fn give_back(slot: &Attachment) {
+    if slot.ended.compare_exchange(true, false, SeqCst, SeqCst).is_ok() {
+        slot.id.store(0, SeqCst);
+        slot.pid.store(0, SeqCst);
     }
 }
 

@@ -23,8 +23,8 @@ pub use crate::timers::NEVER;
 /// Below every id.
 pub const BEFORE_ALL: i64 = i64::MIN;
 
-/// An id as the hint holds it, for which [`NEVER`] means none.
-pub fn as_hint(id: i64) -> i64 {
+/// An id as a lowered mark holds it, for which [`NEVER`] means none.
+pub fn as_lowered(id: i64) -> i64 {
     id.min(NEVER - 1)
 }
 
@@ -40,7 +40,7 @@ pub enum State {
 
 #[repr(C)]
 pub struct Database {
-    /// 0: this place is free.
+    /// 0: this slot is free.
     pub oid: AtomicU32,
     state: AtomicU32,
     pub worker_pid: AtomicI32,
@@ -51,11 +51,11 @@ pub struct Database {
     pub absent: AtomicBool,
 
     /// Every fresh or claimed event has this id or a higher one. Written by claims alone, at their commit.
-    pub mark: AtomicI64,
+    pub low_water: AtomicI64,
     /// Lowest id committed since a claim last looked.
-    pub hint: AtomicI64,
+    pub lowered: AtomicI64,
     /// No claimed event has a higher id.
-    pub head: AtomicI64,
+    pub high_water: AtomicI64,
     /// The last claim left events behind others in flight.
     pub waiting: AtomicBool,
     /// No claim has a higher token. Begins with the moment in microseconds, so that it is higher than what any start of the
@@ -108,9 +108,9 @@ impl Database {
     /// Nothing is known of the tables any more. Only while nobody writes to them.
     pub fn forget(&self) {
         self.recovered.store(false, SeqCst);
-        self.mark.store(BEFORE_ALL, SeqCst);
-        self.hint.store(NEVER, SeqCst);
-        self.head.store(0, SeqCst);
+        self.low_water.store(BEFORE_ALL, SeqCst);
+        self.lowered.store(NEVER, SeqCst);
+        self.high_water.store(0, SeqCst);
         self.waiting.store(false, SeqCst);
         self.timers.reset();
         self.counters.reset();
@@ -155,7 +155,7 @@ pub struct Shared {
     pub next_attachment: AtomicI64,
     pub launcher_latch: AtomicPtr<pg_sys::Latch>,
     /// Databases whose workers must not run, one entry for each command that wants it so.
-    pub parked: [AtomicU32; REQUESTS],
+    pub suspended: [AtomicU32; REQUESTS],
     /// Databases to look at again.
     pub requests: [AtomicU32; REQUESTS],
     pub attachments: [Attachment; ATTACHMENTS],
@@ -172,12 +172,12 @@ impl Shared {
 
     /// Puts a database into a list of databases; false: the list is full.
     pub fn list(list: &[AtomicU32], oid: pg_sys::Oid) -> bool {
-        list.iter().any(|place| place.compare_exchange(0, oid.to_u32(), SeqCst, SeqCst).is_ok())
+        list.iter().any(|slot| slot.compare_exchange(0, oid.to_u32(), SeqCst, SeqCst).is_ok())
     }
 
     /// Takes one entry of the database off a list.
     pub fn unlist(list: &[AtomicU32], oid: pg_sys::Oid) {
-        let _found = list.iter().any(|place| place.compare_exchange(oid.to_u32(), 0, SeqCst, SeqCst).is_ok());
+        let _found = list.iter().any(|slot| slot.compare_exchange(oid.to_u32(), 0, SeqCst, SeqCst).is_ok());
     }
 }
 
@@ -188,26 +188,26 @@ static DATABASES: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
 const MOST_DATABASES: usize = 1024;
 
 /// PostgreSQL sets max_worker_processes once, before it asks for shared memory.
-fn places() -> usize {
+fn slots() -> usize {
     // SAFETY: a plain read of a setting that does not change while the server runs.
     usize::try_from(unsafe { pg_sys::max_worker_processes }).unwrap_or(0).min(MOST_DATABASES)
 }
 
-/// The places of all databases, free ones among them.
+/// The slots of all databases, free ones among them.
 pub fn databases() -> &'static [Database] {
     let first = DATABASES.load(Acquire);
     if first.is_null() {
         return &[];
     }
     // SAFETY: set once by `startup` to so many of them, in a segment that lives as long as the process.
-    unsafe { std::slice::from_raw_parts(first, places()) }
+    unsafe { std::slice::from_raw_parts(first, slots()) }
 }
 
 pub fn find(oid: pg_sys::Oid) -> Option<&'static Database> {
     databases().iter().find(|d| d.oid.load(Acquire) == oid.to_u32())
 }
 
-/// For the launcher alone. None: all places are taken.
+/// For the launcher alone. None: all slots are taken.
 pub fn allocate(oid: pg_sys::Oid) -> Option<&'static Database> {
     let free = databases().iter().find(|d| d.oid.load(Acquire) == 0)?;
     free.reset();
@@ -225,14 +225,14 @@ pub fn get() -> &'static Shared {
     try_get().unwrap_or_else(|| crate::error::raise(crate::error::Error::NotPreloaded))
 }
 
-/// This database's place; none before the launcher made one.
+/// This database's slot; none before the launcher made one.
 pub fn current() -> Option<&'static Database> {
     static LAST: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
     // SAFETY: a plain read of a variable of this backend.
     let oid = unsafe { pg_sys::MyDatabaseId };
-    // SAFETY: null, or a place in shared memory that was found here before; whose it is now, its oid says.
+    // SAFETY: null, or a slot in shared memory that was found here before; whose it is now, its oid says.
     let last = unsafe { LAST.load(Relaxed).as_ref() };
-    if let Some(last) = last.filter(|place| place.oid.load(Acquire) == oid.to_u32()) {
+    if let Some(last) = last.filter(|slot| slot.oid.load(Acquire) == oid.to_u32()) {
         return Some(last);
     }
     let found = find(oid)?;
@@ -266,7 +266,7 @@ unsafe fn request_space() {
     // SAFETY: the caller's.
     unsafe {
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
-        pg_sys::RequestAddinShmemSpace(size_of::<Database>() * places());
+        pg_sys::RequestAddinShmemSpace(size_of::<Database>() * slots());
     }
 }
 
@@ -299,10 +299,10 @@ unsafe extern "C-unwind" fn startup() {
             (*shared).boot.store(crate::wake::now(), Relaxed);
             (*shared).next_attachment.store(crate::wake::now(), Relaxed);
         }
-        let size = size_of::<Database>() * places();
+        let size = size_of::<Database>() * slots();
         let databases = pg_sys::ShmemInitStruct(c"pg_outbox databases".as_ptr(), size, &mut found).cast::<Database>();
         if !found {
-            std::ptr::write_bytes(databases, 0, places());
+            std::ptr::write_bytes(databases, 0, slots());
         }
         pg_sys::LWLockRelease(lock);
         DATABASES.store(databases, Release);

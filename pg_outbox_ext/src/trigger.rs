@@ -4,7 +4,7 @@
 use crate::commit::note;
 use crate::counters::{bucket, status_index};
 use crate::note::Note;
-use crate::shmem::as_hint;
+use crate::shmem::as_lowered;
 use crate::{guc, wake};
 use pgrx::pg_sys;
 
@@ -16,7 +16,7 @@ mod column {
     pub const STATUS: i32 = 12;
     pub const PROCESSED_AT: i32 = 15;
     pub const CLAIM_TOKEN: i32 = 16;
-    pub const EXPANDED: i32 = 17;
+    pub const LISTED: i32 = 17;
 }
 
 /// One row of outbox_events.
@@ -37,7 +37,7 @@ impl Row {
         self.get(column).map(|datum| datum.value() as i64)
     }
 
-    /// The status's place among the counters.
+    /// The status's index among the counters.
     fn status(&self) -> Option<usize> {
         let datum = self.get(column::STATUS)?;
         // SAFETY: the column is text; a CHECK holds it to words so short that they are stored as they are.
@@ -45,7 +45,7 @@ impl Row {
     }
 
     fn is_unlisted(&self) -> bool {
-        self.status() == Some(0) && self.int(column::EXPANDED) == Some(0)
+        self.status() == Some(0) && self.int(column::LISTED) == Some(0)
     }
 
     /// Found by walking the primary key.
@@ -102,7 +102,7 @@ fn inserted(row: &Row, note: &mut Note) {
         Some(at) if at > wake::now() => note.due = note.due.min(at),
         Some(_) => note.list(id),
         None => {
-            note.min_id = note.min_id.min(as_hint(id));
+            note.min_id = note.min_id.min(as_lowered(id));
             note.list(id);
         }
     }
@@ -126,7 +126,7 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
         }
     }
     if new.is_fresh() && !old.is_fresh() {
-        note.min_id = note.min_id.min(as_hint(new.int(column::ID).unwrap_or(0)));
+        note.min_id = note.min_id.min(as_lowered(new.int(column::ID).unwrap_or(0)));
         note.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
     }
     if let Some(at) = new.scheduled() {

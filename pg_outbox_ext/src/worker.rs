@@ -49,7 +49,7 @@ pub extern "C-unwind" fn pg_outbox_worker_main(argument: pg_sys::Datum) {
     let oid = pg_sys::Oid::from(argument.value() as u32);
     let Some(database) = shmem::find(oid) else { return };
     handle_signals();
-    if !take_place(database) {
+    if !take_slot(database) {
         return;
     }
     if database.stop.load(SeqCst) {
@@ -104,21 +104,21 @@ pub fn serve_termination() {
     }
 }
 
-/// From here on others can wake this worker, and see that it ended. False: the place is another's.
-fn take_place(database: &'static Database) -> bool {
+/// From here on others can wake this worker, and see that it ended. False: the slot is another's.
+fn take_slot(database: &'static Database) -> bool {
     // SAFETY: a plain read; the callback lives in this library, which is never unloaded.
     unsafe {
         if database.worker_pid.compare_exchange(0, pg_sys::MyProcPid, SeqCst, SeqCst).is_err() {
             return false;
         }
-        pg_sys::on_shmem_exit(Some(leave_place), pg_sys::Datum::from(std::ptr::from_ref(database) as usize));
+        pg_sys::on_shmem_exit(Some(leave_slot), pg_sys::Datum::from(std::ptr::from_ref(database) as usize));
     }
     database.worker_latch.store(wake::own(), SeqCst);
     true
 }
 
-unsafe extern "C-unwind" fn leave_place(_code: i32, database: pg_sys::Datum) {
-    // SAFETY: the address of a place in shared memory, given by `take_place`.
+unsafe extern "C-unwind" fn leave_slot(_code: i32, database: pg_sys::Datum) {
+    // SAFETY: the address of a slot in shared memory, given by `take_slot`.
     let database = unsafe { &*(database.value() as *const Database) };
     database.timers.alarm.clear();
     database.worker_latch.store(std::ptr::null_mut(), SeqCst);

@@ -248,7 +248,7 @@ async fn a_worker_that_can_not_recover_yet_announces() -> Result<()> {
     let database = cluster.database().await?;
     let (session, mut listener) = (cluster.connect(&database).await?, listener(&cluster, &database).await?);
     let sitting = cluster.connect(&database).await?;
-    sitting.batch_execute("BEGIN; LOCK TABLE outbox.turn IN EXCLUSIVE MODE").await?;
+    sitting.batch_execute("BEGIN; LOCK TABLE outbox.claim_lock IN EXCLUSIVE MODE").await?;
     let pid = worker(&session).await?;
     session.execute("SELECT pg_terminate_backend($1)", &[&pid]).await?;
     let back = format!("SELECT worker_pid <> {pid} FROM outbox.stats()");

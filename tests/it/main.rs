@@ -12,6 +12,7 @@ mod faults;
 mod growth;
 mod health;
 mod housekeeping;
+mod layers;
 mod lifecycle;
 mod locks;
 mod model;

@@ -564,7 +564,7 @@ fn the_model_finds_faults_put_in_on_purpose() -> Result<()> {
         ),
         (
             "no event has a line",
-            "CREATE OR REPLACE FUNCTION outbox._aggregate_key(aggregate_type text, aggregate_id text)
+            "CREATE OR REPLACE FUNCTION outbox._ordering_key(aggregate_type text, aggregate_id text)
              RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN NULL::bigint",
         ),
         (

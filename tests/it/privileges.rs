@@ -77,7 +77,7 @@ async fn no_role_can_keep_others_from_claiming() -> Result<()> {
         .await?;
     for role in ["nobody_special", "producer", "relay", "monitor", "reader"] {
         for mode in ["ACCESS SHARE", "SHARE UPDATE EXCLUSIVE", "EXCLUSIVE", "ACCESS EXCLUSIVE"] {
-            let lock = format!("BEGIN; LOCK TABLE outbox.turn IN {mode} MODE; COMMIT");
+            let lock = format!("BEGIN; LOCK TABLE outbox.claim_lock IN {mode} MODE; COMMIT");
             session.batch_execute(&format!("SET ROLE {role}")).await?;
             let error = session.batch_execute(&lock).await.expect_err(role);
             assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{role}: {mode}: {error}");

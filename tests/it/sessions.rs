@@ -70,7 +70,7 @@ async fn settings_of_a_role_do_not_make_a_relay_deliver_twice() -> Result<()> {
     // An operator holds the claims' lock for longer than the role's time-outs.
     let mut operator = cluster.connect(&stage.database).await?;
     let held = operator.transaction().await?;
-    held.batch_execute("LOCK TABLE outbox.turn IN ACCESS EXCLUSIVE MODE").await?;
+    held.batch_execute("LOCK TABLE outbox.claim_lock IN ACCESS EXCLUSIVE MODE").await?;
     let publish = "SELECT outbox.publish('more', '{}') FROM generate_series(1, 40)";
     stage.session.batch_execute(publish).await?;
     let waits = "SELECT count(*) > 0 FROM pg_stat_activity
@@ -112,7 +112,7 @@ async fn what_a_relay_gave_up_does_not_go_on_in_the_server() -> Result<()> {
     let _relay = Relay::start(cluster, &stage.database, None).await?;
     let mut operator = cluster.connect(&stage.database).await?;
     let held = operator.transaction().await?;
-    held.batch_execute("LOCK TABLE outbox.turn IN ACCESS EXCLUSIVE MODE").await?;
+    held.batch_execute("LOCK TABLE outbox.claim_lock IN ACCESS EXCLUSIVE MODE").await?;
     stage.session.batch_execute("SELECT outbox.publish('a', '{}')").await?;
     let waiting = "FROM pg_stat_activity WHERE application_name = 'outbox-relay' AND datname = current_database()
                      AND wait_event_type = 'Lock' AND query LIKE '%outbox.claim(%'";

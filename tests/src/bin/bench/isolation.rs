@@ -107,7 +107,7 @@ async fn wait_for_the_dead(outbox: &Outbox, count: usize) -> Result<()> {
         // A consumer that serves another destination parks them.
         let claim = "SELECT count(*) FROM outbox.claim(10000, '{second}')";
         outbox.session.query_one(claim, &[]).await?;
-        let all = "SELECT outbox._low_mark(false) > (SELECT max(id) FROM outbox_events)";
+        let all = "SELECT outbox._low_water(false) > (SELECT max(id) FROM outbox_events)";
         if outbox.session.one::<bool>(all).await? {
             break;
         }

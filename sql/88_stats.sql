@@ -6,14 +6,14 @@ CREATE FUNCTION outbox._oldest_pending() RETURNS interval
     SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
-    v_mark bigint := outbox._low_mark(false);
+    v_low_water bigint := outbox._low_water(false);
 BEGIN
     RETURN clock_timestamp() - least(
         (SELECT e.created_at FROM @extschema@.outbox_events e
-          WHERE e.id >= v_mark AND e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL ORDER BY e.id LIMIT 1),
+          WHERE e.id >= v_low_water AND e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL ORDER BY e.id LIMIT 1),
         (SELECT e.available_at FROM @extschema@.outbox_events e
           WHERE e.available_at <= clock_timestamp() AND e.available_at IS NOT NULL AND NOT e.routed
-            AND e.status = 'pending' AND NOT e.expanded
+            AND e.status = 'pending' AND NOT e.listed
           ORDER BY e.available_at LIMIT 1),
         (SELECT min(x.created_at)
            FROM (SELECT t.name FROM outbox.destination t UNION ALL SELECT '') t

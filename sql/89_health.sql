@@ -133,7 +133,7 @@ BEGIN
               FROM pg_locks l
               LEFT JOIN outbox._sessions() a ON a.pid = l.pid
               LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
-             WHERE l.locktype = 'relation' AND l.relation = 'outbox.turn'::regclass AND l.mode <> 'AccessShareLock'
+             WHERE l.locktype = 'relation' AND l.relation = 'outbox.claim_lock'::regclass AND l.mode <> 'AccessShareLock'
                AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
         )
         SELECT 'claims_lock', count(*) FILTER (WHERE t.granted AND t.since < clock_timestamp() - interval '2 seconds') = 0,

@@ -1,20 +1,20 @@
 -- What only the library can do: notes that take effect at commit, shared memory, sessions. A note is dropped when its
 -- transaction or savepoint rolls back. No rule of delivery is decided here.
 
-CREATE FUNCTION outbox._low_mark(take_over boolean) RETURNS bigint
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'low_mark_wrapper';
-COMMENT ON FUNCTION outbox._low_mark(boolean) IS
+CREATE FUNCTION outbox._low_water(take_over boolean) RETURNS bigint
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'low_water_wrapper';
+COMMENT ON FUNCTION outbox._low_water(boolean) IS
     'every fresh or claimed event has this id or a higher one; true: for a claim, which holds the lock';
 
 CREATE FUNCTION outbox._is_recovered() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'is_recovered_wrapper';
 COMMENT ON FUNCTION outbox._is_recovered() IS 'whether the worker has looked through the tables since the server started';
 
-CREATE FUNCTION outbox._claim_head() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'claim_head_wrapper';
-COMMENT ON FUNCTION outbox._claim_head() IS 'no claimed event has a higher id; null: not known before recovery';
+CREATE FUNCTION outbox._high_water() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'high_water_wrapper';
+COMMENT ON FUNCTION outbox._high_water() IS 'no claimed event has a higher id; null: not known before recovery';
 
-CREATE FUNCTION outbox._raise_mark(mark bigint, head bigint) RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'raise_mark_wrapper';
-COMMENT ON FUNCTION outbox._raise_mark(bigint, bigint) IS 'at commit: the low-water mark and the head of the claims';
+CREATE FUNCTION outbox._set_water(low_water bigint, high_water bigint) RETURNS void
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_water_wrapper';
+COMMENT ON FUNCTION outbox._set_water(bigint, bigint) IS 'at commit: the low-water and the high-water mark';
 
 CREATE FUNCTION outbox._last_token() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'last_token_wrapper';
 COMMENT ON FUNCTION outbox._last_token() IS 'no claim has a higher token; no less than the microseconds at which the server started';
@@ -22,17 +22,17 @@ COMMENT ON FUNCTION outbox._last_token() IS 'no claim has a higher token; no les
 CREATE FUNCTION outbox._note_token(token bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_token_wrapper';
 COMMENT ON FUNCTION outbox._note_token(bigint) IS 'this token is given out, whether or not the transaction commits';
 
-CREATE FUNCTION outbox._timer(at timestamptz) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'note_timer_wrapper';
-COMMENT ON FUNCTION outbox._timer(timestamptz) IS 'at commit: the worker wakes at that moment at the latest; null: nothing';
+CREATE FUNCTION outbox._wake_at(at timestamptz) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'wake_at_wrapper';
+COMMENT ON FUNCTION outbox._wake_at(timestamptz) IS 'at commit: the worker wakes at that moment at the latest; null: nothing';
 
-CREATE FUNCTION outbox._claims(delta int, lease_until timestamptz) RETURNS void
-    LANGUAGE c AS 'MODULE_PATHNAME', 'note_claims_wrapper';
-COMMENT ON FUNCTION outbox._claims(int, timestamptz) IS 'at commit: so many more open claims, the earliest lease end';
+CREATE FUNCTION outbox._open_claims(delta int, lease_until timestamptz) RETURNS void
+    LANGUAGE c AS 'MODULE_PATHNAME', 'open_claims_wrapper';
+COMMENT ON FUNCTION outbox._open_claims(int, timestamptz) IS 'at commit: so many more open claims, the earliest lease end';
 
-CREATE FUNCTION outbox._wake(reason text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_wake_wrapper';
+CREATE FUNCTION outbox._wake(reason text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'wake_wrapper';
 COMMENT ON FUNCTION outbox._wake(text) IS 'at commit: the worker sends a wake-up with this reason';
 
-CREATE FUNCTION outbox._waiting(waiting boolean) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'set_waiting_wrapper';
+CREATE FUNCTION outbox._waiting(waiting boolean) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'waiting_wrapper';
 COMMENT ON FUNCTION outbox._waiting(boolean) IS 'at commit: whether the last claim left events behind others in flight';
 
 CREATE FUNCTION outbox._is_waiting() RETURNS boolean LANGUAGE c AS 'MODULE_PATHNAME', 'is_waiting_wrapper';
@@ -41,8 +41,8 @@ COMMENT ON FUNCTION outbox._is_waiting() IS 'whether a settlement is to wake con
 CREATE FUNCTION outbox._commit_to_disk() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'commit_to_disk_wrapper';
 COMMENT ON FUNCTION outbox._commit_to_disk() IS 'this transaction''s commit waits for the disk, whatever synchronous_commit says';
 
-CREATE FUNCTION outbox._unrouted(n bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_unrouted_wrapper';
-COMMENT ON FUNCTION outbox._unrouted(bigint) IS 'at commit: so many more events that no destination wanted';
+CREATE FUNCTION outbox._count_unrouted(n bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'count_unrouted_wrapper';
+COMMENT ON FUNCTION outbox._count_unrouted(bigint) IS 'at commit: so many more events that no destination wanted';
 
 CREATE FUNCTION outbox.attach(consumer text) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach_wrapper';
 COMMENT ON FUNCTION outbox.attach(text) IS
@@ -60,7 +60,7 @@ CREATE FUNCTION outbox._attachments(
     LANGUAGE c AS 'MODULE_PATHNAME', 'attachments_wrapper';
 COMMENT ON FUNCTION outbox._attachments() IS 'the attached sessions of this database';
 
-CREATE FUNCTION outbox._boot() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'boot_id_wrapper';
+CREATE FUNCTION outbox._boot() RETURNS bigint LANGUAGE c AS 'MODULE_PATHNAME', 'boot_wrapper';
 COMMENT ON FUNCTION outbox._boot() IS 'which start of the server this is';
 
 CREATE FUNCTION outbox._counters(
@@ -73,9 +73,9 @@ CREATE FUNCTION outbox._counters(
 COMMENT ON FUNCTION outbox._counters() IS 'counters of this database, from shared memory';
 
 CREATE FUNCTION outbox._recovered(
-    mark bigint, head bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint)
+    low_water bigint, high_water bigint, pending bigint, processing bigint, processed bigint, failed bigint, open_claims bigint)
     RETURNS void
-    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'note_recovered_wrapper';
+    LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'recovered_wrapper';
 COMMENT ON FUNCTION outbox._recovered(bigint, bigint, bigint, bigint, bigint, bigint, bigint) IS
     'at commit: the marks, the counted events and the open claims, as recovery found them';
 

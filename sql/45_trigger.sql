@@ -23,12 +23,12 @@ CREATE FUNCTION outbox._note_gone() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    INSERT INTO outbox.touched (id, aggregate_key, claim_token)
-    SELECT g.id, outbox._aggregate_key(g.aggregate_type, g.aggregate_id), g.claim_token
+    INSERT INTO outbox.touched (id, ordering_key, claim_token)
+    SELECT g.id, outbox._ordering_key(g.aggregate_type, g.aggregate_id), g.claim_token
       FROM gone g
-     WHERE g.status <> 'processed' AND (g.expanded OR g.claim_token IS NOT NULL OR g.available_at IS NOT NULL);
+     WHERE g.status <> 'processed' AND (g.listed OR g.claim_token IS NOT NULL OR g.available_at IS NOT NULL);
     IF FOUND THEN
-        PERFORM outbox._timer(clock_timestamp());
+        PERFORM outbox._wake_at(clock_timestamp());
     END IF;
     RETURN NULL;
 END
@@ -65,16 +65,16 @@ CREATE FUNCTION outbox._guard_edit() RETURNS trigger
 AS $$
 BEGIN
     IF NEW.status <> OLD.status
-       AND (OLD.expanded OR OLD.claim_token IS NOT NULL OR NEW.status NOT IN ('pending', 'processed')) THEN
+       AND (OLD.listed OR OLD.claim_token IS NOT NULL OR NEW.status NOT IN ('pending', 'processed')) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('status of outbox event %s can''t be changed from %s to %s by an UPDATE', OLD.id, OLD.status, NEW.status),
             HINT = 'Use outbox.replay() to deliver it again, claim and ack to take it as delivered, or delete the event.';
-    ELSIF (NEW.id, NEW.event_id, NEW.expanded, NEW.routed) <> (OLD.id, OLD.event_id, OLD.expanded, OLD.routed)
+    ELSIF (NEW.id, NEW.event_id, NEW.listed, NEW.routed) <> (OLD.id, OLD.event_id, OLD.listed, OLD.routed)
           OR NEW.claim_token IS DISTINCT FROM OLD.claim_token THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('id, event_id, claim_token, expanded and routed of outbox event %s can''t be changed', OLD.id),
+            MESSAGE = format('id, event_id, claim_token, listed and routed of outbox event %s can''t be changed', OLD.id),
             HINT = 'Insert another event in its place.';
-    ELSIF OLD.status <> 'processed' AND (OLD.status <> 'pending' OR OLD.expanded)
+    ELSIF OLD.status <> 'processed' AND (OLD.status <> 'pending' OR OLD.listed)
           AND (NEW.event_type, NEW.aggregate_type, NEW.aggregate_id, NEW.tenant_id, NEW.available_at)
               IS DISTINCT FROM (OLD.event_type, OLD.aggregate_type, OLD.aggregate_id, OLD.tenant_id, OLD.available_at) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -89,14 +89,14 @@ COMMENT ON FUNCTION outbox._guard_edit() IS 'refuses an edit by hand that the ev
 
 CREATE TRIGGER guard_outbox_edit
     AFTER UPDATE OF id, event_id, event_type, aggregate_type, aggregate_id, tenant_id, available_at, status, claim_token,
-                    expanded, routed ON @extschema@.outbox_events
+                    listed, routed ON @extschema@.outbox_events
     FOR EACH ROW
     WHEN (current_user <> 'outbox_owner'
           AND (OLD.id, OLD.event_id, OLD.event_type, OLD.aggregate_type, OLD.aggregate_id, OLD.tenant_id, OLD.available_at,
-               OLD.status, OLD.claim_token, OLD.expanded, OLD.routed)
+               OLD.status, OLD.claim_token, OLD.listed, OLD.routed)
               IS DISTINCT FROM
               (NEW.id, NEW.event_id, NEW.event_type, NEW.aggregate_type, NEW.aggregate_id, NEW.tenant_id, NEW.available_at,
-               NEW.status, NEW.claim_token, NEW.expanded, NEW.routed))
+               NEW.status, NEW.claim_token, NEW.listed, NEW.routed))
     EXECUTE FUNCTION outbox._guard_edit();
 
 -- Rows that somebody else than these functions adds come with a restore. What recovery concluded already from the events
@@ -139,7 +139,7 @@ BEGIN
                        ('aggregate_type', 'text'), ('aggregate_id', 'text'), ('tenant_id', 'text'), ('event_data', 'jsonb'),
                        ('metadata', 'jsonb'), ('created_at', 'timestamptz'), ('available_at', 'timestamptz'),
                        ('status', 'text'), ('retry_count', 'int4'), ('last_error', 'text'), ('processed_at', 'timestamptz'),
-                       ('claim_token', 'int8'), ('expanded', 'bool'), ('routed', 'bool')) AS k (name, type)
+                       ('claim_token', 'int8'), ('listed', 'bool'), ('routed', 'bool')) AS k (name, type)
             ON a.attname = k.name AND a.atttypid = k.type::regtype
          WHERE c.relnamespace = to_regnamespace('@extschema@') AND c.relname = 'outbox_events' AND c.relkind = 'r') < 18 THEN
         RAISE EXCEPTION USING ERRCODE = 'dependent_objects_still_exist',

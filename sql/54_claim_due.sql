@@ -1,7 +1,7 @@
 -- The other path of a claim: deliveries that are due again.
 
 -- Scheduled events whose time has come are owed to each destination that wants them from now on, and take their places in
--- the lines of their aggregates. More are routed by the next claims; until then outbox._unrouted_line() knows of them.
+-- the lines of their aggregates. More are routed by the next claims; until then outbox._unrouted_ahead() knows of them.
 -- What a line waited for may have turned out to be nothing for that destination: the line is looked at again.
 CREATE FUNCTION outbox._route_due(max_events int, v_now timestamptz) RETURNS boolean
     LANGUAGE plpgsql
@@ -15,15 +15,15 @@ DECLARE
 BEGIN
     v_ids := ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                     WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
-                      AND e.status = 'pending' AND NOT e.expanded
+                      AND e.status = 'pending' AND NOT e.listed
                     ORDER BY e.available_at, e.id LIMIT max_events FOR NO KEY UPDATE SKIP LOCKED);
     IF cardinality(v_ids) > 0 THEN
         WITH routed AS (
-            UPDATE @extschema@.outbox_events e SET routed = true, expanded = true
+            UPDATE @extschema@.outbox_events e SET routed = true, listed = true
              WHERE e.id = ANY (v_ids)
-            RETURNING e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key
+            RETURNING e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
         ), listed AS (
-            INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+            INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
             SELECT r.id, t.name, r.key, 'pending', v_now
               FROM routed r
               JOIN (SELECT d.name, d.like_patterns FROM outbox.destination d
@@ -37,14 +37,14 @@ BEGIN
         UPDATE @extschema@.outbox_events e SET status = 'processed', processed_at = clock_timestamp()
          WHERE v_unrouted > 0 AND e.id = ANY (v_ids) AND e.status = 'pending'
            AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
-        PERFORM outbox._unrouted(v_unrouted) WHERE v_unrouted > 0;
-        PERFORM outbox._promote_lines(v_keys) WHERE v_keys IS NOT NULL;
+        PERFORM outbox._count_unrouted(v_unrouted) WHERE v_unrouted > 0;
+        PERFORM outbox._promote_keys(v_keys) WHERE v_keys IS NOT NULL;
         PERFORM outbox._wake('due');    -- for those that serve other destinations, and for what there was no room for
     END IF;
     -- What is left is more than one claim takes, or locked by others.
     IF NOT EXISTS (SELECT FROM @extschema@.outbox_events e
                     WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
-                      AND e.status = 'pending' AND NOT e.expanded) THEN
+                      AND e.status = 'pending' AND NOT e.listed) THEN
         RETURN false;
     END IF;
     PERFORM outbox._look_again();
@@ -72,15 +72,15 @@ BEGIN
         DELETE FROM outbox.delivery d WHERE d.destination = '' AND d.status IN ('pending', 'failed')
         RETURNING d.*
     ), listed AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, attempts, next_attempt_at, last_error)
-        SELECT g.id, t.name, g.aggregate_key, g.status, g.attempts, g.next_attempt_at, g.last_error
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, attempts, next_attempt_at, last_error)
+        SELECT g.id, t.name, g.ordering_key, g.status, g.attempts, g.next_attempt_at, g.last_error
           FROM given g JOIN @extschema@.outbox_events e ON e.id = g.id
           JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
     )
-    SELECT array_agg(g.id), array_agg(DISTINCT g.aggregate_key) FILTER (WHERE g.aggregate_key IS NOT NULL)
+    SELECT array_agg(g.id), array_agg(DISTINCT g.ordering_key) FILTER (WHERE g.ordering_key IS NOT NULL)
       INTO v_ids, v_keys FROM given g;
-    PERFORM outbox._promote_lines(v_keys);
+    PERFORM outbox._promote_keys(v_keys);
     PERFORM outbox._refresh(v_ids);
 END
 $$;
@@ -92,7 +92,7 @@ COMMENT ON FUNCTION outbox._give_to_destinations() IS 'events that waited for th
 -- whose event is not there (a restore may still bring it) leaves the way until recovery finds the event.
 -- busy: lines that wait for an event claimed whole. more: another claim is needed.
 CREATE FUNCTION outbox._claim_due(
-    v_token bigint, served text[], mark bigint, head bigint, max_events int, unrouted_left boolean,
+    v_token bigint, served text[], low_water bigint, high_water bigint, max_events int, unrouted_left boolean,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
     LANGUAGE plpgsql
 AS $$
@@ -102,13 +102,13 @@ DECLARE
     v_put_off boolean;
 BEGIN
     WITH lane AS MATERIALIZED (
-        SELECT * FROM outbox._lanes(served)
+        SELECT * FROM outbox._eligible(served)
     ), found AS MATERIALIZED (
-        SELECT l.name, l.like_patterns, l.blocks, l.probe, x.id, x.aggregate_key AS key, x.at,
+        SELECT l.name, l.like_patterns, l.blocks, l.probe, x.id, x.ordering_key AS key, x.at,
                (SELECT e.xmax <> 0 FROM @extschema@.outbox_events e WHERE e.id = x.id) AS touched
           FROM lane l
          CROSS JOIN LATERAL (
-               SELECT d.id, d.aggregate_key, d.ctid AS at FROM outbox.delivery d
+               SELECT d.id, d.ordering_key, d.ctid AS at FROM outbox.delivery d
                 WHERE d.destination = l.name AND d.status = 'pending' AND d.next_attempt_at <= v_now
                 ORDER BY d.next_attempt_at, d.id LIMIT CASE WHEN l.probe THEN 1 ELSE max_events END) x
          WHERE l.serve OR l.probe
@@ -125,39 +125,35 @@ BEGIN
                                     WHERE f.touched IS NULL OR (f.touched AND (f.id IN (SELECT l.id FROM lockable l)) IS NOT TRUE)))
         RETURNING 1
     ), whole AS MATERIALIZED (
-        SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(mark, head) f WHERE EXISTS (SELECT FROM due)
+        SELECT array_agg(DISTINCT f.key) AS keys FROM outbox._in_flight(low_water, high_water) f WHERE EXISTS (SELECT FROM due)
     ), last AS MATERIALIZED (
         SELECT k.name, k.key, (SELECT max(y.place) FROM outbox.delivery y
-                                WHERE y.destination = k.name AND y.aggregate_key = k.key) AS id
+                                WHERE y.destination = k.name AND y.ordering_key = k.key) AS id
           FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
     ), late AS MATERIALIZED (
         -- One sort, where a join would compare each fresh event with each line.
         SELECT u.id, u.name, u.key, u.event_type, u.touched
           FROM (SELECT f.id, l.name, f.key, f.event_type, f.touched, max(f.last) OVER (PARTITION BY l.name, f.key) AS last
-                  FROM (SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
+                  FROM (SELECT e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
                                NULL::text AS name, NULL::bigint AS last, e.xmax <> 0 AS touched
                           FROM @extschema@.outbox_events e
-                         WHERE e.id >= mark AND e.id < (SELECT max(t.id) FROM last t) AND e.status = 'pending' AND NOT e.expanded
+                         WHERE e.id >= low_water AND e.id < (SELECT max(t.id) FROM last t) AND e.status = 'pending' AND NOT e.listed
                            AND e.aggregate_id IS NOT NULL AND e.available_at IS NULL
                         UNION ALL SELECT NULL, NULL, t.key, t.name, t.id, false FROM last t) f
                   JOIN lane l ON l.name = f.name OR f.event_type LIKE ANY (l.like_patterns)) u
          WHERE u.id < u.last
     ), listed AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT DISTINCT e.id, l.name, e.key, 'pending', v_now
           FROM late e JOIN lane l ON e.event_type LIKE ANY (l.like_patterns)
          WHERE NOT e.touched
     ), lined_up AS (
-        UPDATE @extschema@.outbox_events e SET expanded = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t WHERE NOT t.touched))
+        UPDATE @extschema@.outbox_events e SET listed = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t WHERE NOT t.touched))
     ), judged AS MATERIALIZED (
         SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
-               d.key IS NOT NULL AND (EXISTS (
-                   SELECT FROM outbox.delivery y
-                    WHERE y.destination = d.name AND y.aggregate_key = d.key AND y.place <> d.id
-                      AND (y.status = 'processing'
-                           OR (y.place < d.id AND (y.status = 'pending' OR (y.status = 'failed' AND d.blocks)))))
+               d.key IS NOT NULL AND (EXISTS (SELECT FROM outbox._ahead(d.name, d.key, d.id, d.blocks))
                    OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)
-                   OR (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_line(d.key, v_now) s
+                   OR (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(d.key, v_now) s
                                                   WHERE s.id < d.id AND s.event_type LIKE ANY (d.like_patterns)))) AS behind
           FROM due d
     ), line AS (
@@ -171,12 +167,12 @@ BEGIN
                  FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at,
                               (SELECT e.xmax = 0 FROM @extschema@.outbox_events e WHERE e.id = y.id) AS free
                          FROM outbox.delivery y
-                        WHERE y.destination = j.name AND y.aggregate_key = j.key AND y.place > j.id
-                          AND y.status <> 'scheduled' AND (y.status <> 'failed' OR j.blocks)
+                        WHERE y.destination = j.name AND y.ordering_key = j.key AND y.place > j.id
+                          AND (y.status <> 'failed' OR j.blocks)
                         ORDER BY y.place LIMIT 50 + max_events / (SELECT count(*) FROM due)) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
            AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
-           AND NOT (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_line(j.key, v_now) s
+           AND NOT (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(j.key, v_now) s
                                                WHERE s.id < y.id AND s.event_type LIKE ANY (j.like_patterns)))
     ), chosen AS MATERIALIZED (
         SELECT l.name, l.id, l.at FROM line l ORDER BY l.id, l.name LIMIT max_events

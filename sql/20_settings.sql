@@ -1,5 +1,4 @@
--- Destinations: what is known of each, who may see it, and how an operator changes it. Each change is announced on the
--- channel outbox_destinations, so that running relays take it up at once.
+-- What an operator writes: patterns, durations, templates, headers, addresses and secrets. Each is read or checked here.
 
 CREATE FUNCTION outbox._like_patterns(patterns text[]) RETURNS text[]
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -38,12 +37,20 @@ RETURN make_interval(secs => random() * least(extract(epoch FROM cap)::float8,
                                               extract(epoch FROM base)::float8 * power(2::float8, least(attempts - 1, 30)::float8)));
 COMMENT ON FUNCTION outbox._backoff(int, interval, interval) IS 'how long to wait after so many failed attempts';
 
-CREATE FUNCTION outbox._new_secret() RETURNS text
+CREATE FUNCTION outbox._retry_in(kind text, settings jsonb, attempts int) RETURNS interval
     LANGUAGE sql VOLATILE
-RETURN 'whsec_' || encode(substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
-                || substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
-                || substr(uuid_send(gen_random_uuid()), 1, 6), 'base64');
-COMMENT ON FUNCTION outbox._new_secret() IS 'a signing secret of 32 bytes from PostgreSQL''s strong random source';
+RETURN outbox._backoff(attempts,
+    outbox._span(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
+    outbox._span(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END));
+COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
+    'a destination''s backoff: base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else';
+
+CREATE FUNCTION outbox._is_given_up(kind text, settings jsonb, owed_since timestamptz) RETURNS boolean
+    LANGUAGE sql VOLATILE
+RETURN coalesce(clock_timestamp() - owed_since
+                >= outbox._span(settings, 'give_up_after', CASE kind WHEN 'webhook' THEN interval '3 days' END), false);
+COMMENT ON FUNCTION outbox._is_given_up(text, jsonb, timestamptz) IS
+    'owed for longer than settings.give_up_after (webhooks 3 days, all else for ever): the next failure is the last';
 
 CREATE FUNCTION outbox._check_patterns(event_types text[]) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -198,88 +205,6 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_settings(text, jsonb) IS 'an error for a setting of the wrong shape, a warning for an unknown one';
 
--- Adds the destination, or changes the one of that name: its deliveries, its secret and its place stay.
-CREATE FUNCTION outbox._put_destination(
-    name text, kind text, event_types text[], settings jsonb, exchange text, routing_key text, url text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_old outbox.destination;
-BEGIN
-    IF coalesce(_put_destination.name, '') !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('invalid destination name %s', coalesce(quote_literal(_put_destination.name), 'null')),
-            HINT = 'Use 1 to 63 letters, digits, dots, dashes and underscores.';
-    END IF;
-    PERFORM outbox._check_patterns(_put_destination.event_types);
-    PERFORM outbox._check_settings(_put_destination.kind, _put_destination.settings);
-    PERFORM outbox._lock();
-    SELECT * INTO v_old FROM outbox.destination d WHERE d.name = _put_destination.name;
-    IF v_old.kind <> _put_destination.kind THEN
-        RAISE EXCEPTION USING ERRCODE = 'duplicate_object',
-            MESSAGE = format('destination %I exists already, of kind %s', v_old.name, v_old.kind),
-            HINT = 'Remove it first with outbox.remove_destination(), or choose another name.';
-    END IF;
-    -- What is in flight was handed out by the old patterns.
-    IF v_old.event_types <> _put_destination.event_types THEN
-        PERFORM outbox._list_in_flight();
-    END IF;
-    INSERT INTO outbox.destination AS d
-           (name, kind, event_types, like_patterns, exchange, routing_key, url, settings, since_token)
-    VALUES (_put_destination.name, _put_destination.kind, _put_destination.event_types,
-            outbox._like_patterns(_put_destination.event_types), _put_destination.exchange,
-            _put_destination.routing_key, outbox._shown_url(_put_destination.url),
-            outbox._shown_settings(_put_destination.settings),
-            outbox._new_token())
-    ON CONFLICT ON CONSTRAINT destination_pkey DO UPDATE
-       SET event_types = excluded.event_types, like_patterns = excluded.like_patterns, exchange = excluded.exchange,
-           routing_key = excluded.routing_key, url = excluded.url, settings = excluded.settings,
-           disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL, unable_at = NULL;
-    PERFORM outbox._give_to_destinations();
-    PERFORM outbox._destinations_changed(_put_destination.name);
-END
-$$;
-COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, text, text) IS 'adds or changes a destination';
-
--- Relays read the destinations again, and claim what may have become deliverable. The worker looks anew at what is due when.
-CREATE FUNCTION outbox._destinations_changed(name text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM outbox._promote_all(name);
-    PERFORM pg_notify('outbox_destinations', name);
-    PERFORM outbox._wake('due');
-    PERFORM outbox._timer(clock_timestamp());
-END
-$$;
-COMMENT ON FUNCTION outbox._destinations_changed(text) IS 'tells the relays that a destination changed';
-
-CREATE FUNCTION outbox.add_rabbitmq(
-    name text, exchange text DEFAULT 'outbox_events', routing_key text DEFAULT '{event_type}',
-    event_types text[] DEFAULT '{*}', settings jsonb DEFAULT '{}') RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF exchange IS NULL OR coalesce(routing_key, '') = ''
-       OR greatest(octet_length(outbox._fixed_text(exchange)), octet_length(outbox._fixed_text(routing_key))) > 255 THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'exchange and routing_key must have at most 255 bytes and routing_key must not be empty',
-            HINT = 'The exchange '''' is RabbitMQ''s default exchange: its routing key is the name of a queue.';
-    END IF;
-    PERFORM outbox._check_template(routing_key);
-    PERFORM outbox._check_template(exchange);
-    IF settings ->> 'declare' = 'queue' AND coalesce(settings ->> 'queue', name) LIKE 'amq.%' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'RabbitMQ keeps names of queues that begin with amq. to itself',
-            HINT = 'Name the queue with settings.queue.';
-    END IF;
-    PERFORM outbox._put_destination(name, 'rabbitmq', event_types, settings, exchange, routing_key, NULL);
-END
-$$;
-COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb) IS
-    'adds or changes a RabbitMQ destination; exchange and routing_key are templates';
-
 CREATE FUNCTION outbox._fixed_text(template text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN regexp_replace(template, '\{[^{}]*\}', '', 'g');
@@ -297,74 +222,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._check_template(text) IS 'an error for an unknown placeholder';
-
-CREATE FUNCTION outbox.add_webhook(
-    name text, url text, event_types text[] DEFAULT '{*}', secret text DEFAULT NULL, settings jsonb DEFAULT '{}')
-    RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_secret text;
-BEGIN
-    PERFORM outbox._check_url(url);
-    PERFORM outbox._check_secret(secret);
-    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url);
-    INSERT INTO outbox.hidden (destination, url, settings)
-    VALUES (add_webhook.name, add_webhook.url, add_webhook.settings)
-    ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
-    SELECT s.secret INTO v_secret FROM outbox.secret s WHERE s.destination = add_webhook.name AND s.expires_at IS NULL;
-    IF v_secret IS NULL OR v_secret <> add_webhook.secret THEN
-        DELETE FROM outbox.secret s WHERE s.destination = add_webhook.name;
-        v_secret := coalesce(add_webhook.secret, outbox._new_secret());
-        INSERT INTO outbox.secret (destination, secret) VALUES (add_webhook.name, v_secret);
-        RETURN v_secret;
-    END IF;
-    RETURN CASE WHEN add_webhook.secret IS NOT NULL OR outbox._caller_reads_secrets() THEN v_secret END;
-END
-$$;
-COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb) IS
-    'adds or changes a webhook and returns its signing secret; null: the present one stays, and is not the caller''s to see';
-
--- The addresses behind the name are the relay's to judge, at the moment it connects.
-CREATE FUNCTION outbox._check_url(url text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_parts text[] := regexp_match(url, '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(?::([0-9]{1,5}))?(?:[/?#]\S*)?$', 'i');
-BEGIN
-    IF v_parts IS NULL OR octet_length(url) > 8000 OR v_parts[2]::int NOT BETWEEN 1 AND 65535
-       OR NOT outbox._is_host(v_parts[1]) THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'malformed webhook URL',
-            HINT = 'Use http:// or https://, a host, and no user name or password, for example https://example.com/hook.';
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the form of a webhook''s; the message does not show it';
-
--- A name, or an address in a form that a client of HTTP knows.
--- Source: URL Living Standard (WHATWG), host parsing: what ends in a number is an IPv4 address.
-CREATE FUNCTION outbox._is_host(host text) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_labels text[] := string_to_array(rtrim(host, '.'), '.');
-BEGIN
-    IF host LIKE '[%' THEN
-        RETURN family(trim(host, '[]')::inet) = 6;
-    ELSIF host !~ '^[[:ascii:]]*$' THEN
-        -- Names in other scripts are the relay's to write in ASCII.
-        RETURN octet_length(host) <= 253 AND host !~ '[%<>^|"`{}[:cntrl:]]' AND host !~ '^\.|\.\.';
-    ELSIF v_labels[cardinality(v_labels)] ~* '^([0-9]+|0x[0-9a-f]*)$' THEN
-        RETURN outbox._is_ipv4(v_labels);
-    END IF;
-    RETURN length(host) <= 253 AND host ~* '^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.?$';
-EXCEPTION WHEN invalid_text_representation THEN
-    RETURN false;
-END
-$$;
-COMMENT ON FUNCTION outbox._is_host(text) IS 'whether a client of HTTP can look for this host';
 
 -- One to four numbers, decimal, octal or hexadecimal; the last fills what the others leave.
 CREATE FUNCTION outbox._is_ipv4(parts text[]) RETURNS boolean
@@ -390,6 +247,53 @@ END
 $$;
 COMMENT ON FUNCTION outbox._is_ipv4(text[]) IS 'whether these numbers are an IPv4 address as clients of HTTP read it';
 
+-- A name, or an address in a form that a client of HTTP knows.
+-- Source: URL Living Standard (WHATWG), host parsing: what ends in a number is an IPv4 address.
+CREATE FUNCTION outbox._is_host(host text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_labels text[] := string_to_array(rtrim(host, '.'), '.');
+BEGIN
+    IF host LIKE '[%' THEN
+        RETURN family(trim(host, '[]')::inet) = 6;
+    ELSIF host !~ '^[[:ascii:]]*$' THEN
+        -- Names in other scripts are the relay's to write in ASCII.
+        RETURN octet_length(host) <= 253 AND host !~ '[%<>^|"`{}[:cntrl:]]' AND host !~ '^\.|\.\.';
+    ELSIF v_labels[cardinality(v_labels)] ~* '^([0-9]+|0x[0-9a-f]*)$' THEN
+        RETURN outbox._is_ipv4(v_labels);
+    END IF;
+    RETURN length(host) <= 253 AND host ~* '^([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.?$';
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION outbox._is_host(text) IS 'whether a client of HTTP can look for this host';
+
+-- The addresses behind the name are the relay's to judge, at the moment it connects.
+CREATE FUNCTION outbox._check_url(url text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_parts text[] := regexp_match(url, '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(?::([0-9]{1,5}))?(?:[/?#]\S*)?$', 'i');
+BEGIN
+    IF v_parts IS NULL OR octet_length(url) > 8000 OR v_parts[2]::int NOT BETWEEN 1 AND 65535
+       OR NOT outbox._is_host(v_parts[1]) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'malformed webhook URL',
+            HINT = 'Use http:// or https://, a host, and no user name or password, for example https://example.com/hook.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the form of a webhook''s; the message does not show it';
+
+CREATE FUNCTION outbox._new_secret() RETURNS text
+    LANGUAGE sql VOLATILE
+RETURN 'whsec_' || encode(substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
+                || substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
+                || substr(uuid_send(gen_random_uuid()), 1, 6), 'base64');
+COMMENT ON FUNCTION outbox._new_secret() IS 'a signing secret of 32 bytes from PostgreSQL''s strong random source';
+
 CREATE FUNCTION outbox._check_secret(secret text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -414,91 +318,15 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_secret(text) IS 'an error unless the secret is one of Standard Webhooks; the message does not show it';
 
-CREATE FUNCTION outbox._require_destination(name text) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM outbox.destination d WHERE d.name = _require_destination.name) THEN
-        RAISE EXCEPTION USING ERRCODE = 'undefined_object',
-            MESSAGE = format('destination %s does not exist', coalesce(quote_ident(name), 'null')),
-            HINT = 'See the view outbox.destinations.';
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION outbox._require_destination(text) IS 'an error unless there is such a destination';
+CREATE FUNCTION outbox._shown_settings(settings jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE WHEN jsonb_typeof(settings -> 'headers') = 'object'
+            THEN jsonb_set(settings, '{headers}', (SELECT coalesce(jsonb_object_agg(k, '…'), '{}')
+                                                     FROM jsonb_object_keys(settings -> 'headers') AS k))
+            ELSE settings END;
+COMMENT ON FUNCTION outbox._shown_settings(jsonb) IS 'the settings, with names alone of what is hidden';
 
-CREATE FUNCTION outbox.rotate_secret(name text, grace interval DEFAULT '24 hours') RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_secret text := outbox._new_secret();
-BEGIN
-    PERFORM outbox._require_destination(name);
-    PERFORM outbox._lock_for_secrets();
-    IF NOT EXISTS (SELECT FROM outbox.secret s WHERE s.destination = name) THEN
-        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('destination %I has no signing secret', name),
-            HINT = 'Only webhooks are signed.';
-    ELSIF grace IS NULL OR grace NOT BETWEEN interval '0' AND interval '3660 days' THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'grace must not be negative or null, nor longer than 3660 days',
-            HINT = 'It is how long the secret before signs too; 0 drops it at once.';
-    END IF;
-    DELETE FROM outbox.secret s WHERE s.destination = name AND s.expires_at IS NOT NULL;
-    UPDATE outbox.secret s SET expires_at = clock_timestamp() + grace WHERE s.destination = name;
-    INSERT INTO outbox.secret (destination, secret) VALUES (name, v_secret);
-    PERFORM outbox._timer(clock_timestamp() + grace);
-    PERFORM outbox._destinations_changed(name);
-    RETURN v_secret;
-END
-$$;
-COMMENT ON FUNCTION outbox.rotate_secret(text, interval) IS
-    'a new signing secret for a webhook; the one before signs too until the grace ends';
-
-CREATE FUNCTION outbox.pause(name text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM outbox._require_destination(name);
-    PERFORM outbox._lock();
-    UPDATE outbox.destination d SET paused = true WHERE d.name = pause.name;
-    PERFORM outbox._destinations_changed(name);
-END
-$$;
-COMMENT ON FUNCTION outbox.pause(text) IS 'holds back a destination''s deliveries; what is claimed already is still delivered';
-
-CREATE FUNCTION outbox.resume(name text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM outbox._require_destination(name);
-    PERFORM outbox._lock();
-    UPDATE outbox.destination d
-       SET paused = false, disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL,
-           unable_at = NULL
-     WHERE d.name = resume.name;
-    PERFORM outbox._destinations_changed(name);
-END
-$$;
-COMMENT ON FUNCTION outbox.resume(text) IS 'ends a pause, a disablement or an open circuit: deliveries go on at once';
-
-CREATE FUNCTION outbox.remove_destination(name text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_gone record;
-BEGIN
-    PERFORM outbox._require_destination(name);
-    PERFORM outbox._lock();
-    DELETE FROM outbox.destination d WHERE d.name = remove_destination.name;
-    WITH gone AS (
-        DELETE FROM outbox.delivery d WHERE d.destination = remove_destination.name RETURNING d.id, d.claim_token
-    )
-    SELECT array_agg(g.id) AS ids, array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens
-      INTO v_gone FROM gone g;
-    PERFORM outbox._let_go(v_gone.tokens);
-    PERFORM outbox._refresh(v_gone.ids);
-    PERFORM pg_notify('outbox_destinations', name);
-    PERFORM outbox._wake('due');
-END
-$$;
-COMMENT ON FUNCTION outbox.remove_destination(text) IS 'removes a destination with its outstanding and dead deliveries';
+CREATE FUNCTION outbox._shown_url(url text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN regexp_replace(url, '\?.*$', '?…');
+COMMENT ON FUNCTION outbox._shown_url(text) IS 'the URL without its query, which may hold a token';

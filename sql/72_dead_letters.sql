@@ -1,4 +1,17 @@
--- Replay: another try for what was given up on, or once more for what was delivered.
+-- Dead letters: another try for what was given up on, or once more for what was delivered; and removing them.
+
+CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    UPDATE @extschema@.outbox_events e SET listed = true, routed = e.available_at IS NOT NULL
+     WHERE e.id = ANY (v_ids) AND NOT e.listed;
+    PERFORM outbox._refresh(v_ids);
+    PERFORM outbox._wake('due');
+END
+$$;
+COMMENT ON FUNCTION outbox._owed_again(bigint[]) IS 'events with new deliveries are pending again';
 
 -- An event is owed again to a destination (null: to each that gave it up or, of a processed event, each that wants it).
 CREATE FUNCTION outbox.replay(event_id uuid, destination text DEFAULT NULL) RETURNS boolean
@@ -15,7 +28,7 @@ BEGIN
     -- it until this is over.
     PERFORM FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id FOR UPDATE;
     PERFORM outbox._lock();
-    SELECT e.id, e.event_type, e.status, e.claim_token, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key,
+    SELECT e.id, e.event_type, e.status, e.claim_token, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
            e.status = 'failed' OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.status = 'failed') AS dead
       INTO v_event FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id;
     IF NOT FOUND OR NOT (v_event.dead OR v_event.status = 'processed') THEN
@@ -27,7 +40,7 @@ BEGIN
            AND (replay.destination IS NULL OR d.destination = replay.destination)
         RETURNING 1
     ), anew AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT v_event.id, t.name, v_event.key, 'pending', clock_timestamp()
           FROM (SELECT d.name, d.like_patterns FROM outbox.destination d
                 UNION ALL
@@ -46,19 +59,6 @@ END
 $$;
 COMMENT ON FUNCTION outbox.replay(uuid, text) IS
     'owes an event again: a dead letter to those that gave it up, a processed one to all that want it, or to one destination';
-
-CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
-    SET jit = off SET max_parallel_workers_per_gather = 0
-AS $$
-BEGIN
-    UPDATE @extschema@.outbox_events e SET expanded = true, routed = e.available_at IS NOT NULL
-     WHERE e.id = ANY (v_ids) AND NOT e.expanded;
-    PERFORM outbox._refresh(v_ids);
-    PERFORM outbox._wake('due');
-END
-$$;
-COMMENT ON FUNCTION outbox._owed_again(bigint[]) IS 'events with new deliveries are pending again';
 
 CREATE FUNCTION outbox.replay_failed(event_types text DEFAULT '*', destination text DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -87,3 +87,35 @@ END
 $$;
 COMMENT ON FUNCTION outbox.replay_failed(text, text) IS
     'owes all dead letters of these types again and returns how many events that were';
+
+CREATE FUNCTION outbox.purge_failed(older_than interval DEFAULT '0', event_types text DEFAULT '*') RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_gone record;
+    v_count bigint;
+BEGIN
+    PERFORM outbox._check_patterns(ARRAY[event_types]);
+    PERFORM outbox._lock();
+    -- Nothing may be left to the commit.
+    IF EXISTS (SELECT FROM pg_constraint c
+                WHERE c.confrelid = '@extschema@.outbox_events'::regclass AND c.contype = 'f' AND c.condeferrable) THEN
+        SET CONSTRAINTS ALL IMMEDIATE;
+    END IF;
+    WITH dead AS (
+        DELETE FROM outbox.delivery d USING @extschema@.outbox_events e
+         WHERE e.id = d.id AND d.status = 'failed' AND e.created_at <= clock_timestamp() - older_than
+           AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[purge_failed.event_types]))
+        RETURNING d.id, d.destination, d.ordering_key
+    )
+    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys
+      INTO v_gone FROM dead d;
+    DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_gone.ids) AND e.status = 'failed';
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM outbox._refresh(v_gone.ids);
+    PERFORM outbox._promote(v_gone.destinations, v_gone.keys);
+    RETURN v_count;
+END
+$$;
+COMMENT ON FUNCTION outbox.purge_failed(interval, text) IS
+    'removes dead letters created longer ago than that, and returns how many events went';

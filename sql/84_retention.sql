@@ -11,6 +11,44 @@ END
 $$;
 COMMENT ON FUNCTION outbox._retention() IS 'how long processed events are kept; null: for ever';
 
+CREATE FUNCTION outbox._remove_unlocked(v_ids bigint[]) RETURNS void
+    LANGUAGE sql
+AS $$
+    DELETE FROM @extschema@.outbox_events e
+     WHERE e.id = ANY (ARRAY(SELECT x.id FROM @extschema@.outbox_events x
+                              WHERE x.id = ANY (v_ids) AND x.status = 'processed' FOR UPDATE SKIP LOCKED))
+$$;
+COMMENT ON FUNCTION outbox._remove_unlocked(bigint[]) IS 'removes those of these processed events that nobody has locked';
+
+-- All at once; if that fails, one by one, so that each event stands for itself. A foreign key that is checked at the commit
+-- is checked here, where it can be told whose it is.
+CREATE FUNCTION outbox._remove_processed(v_ids bigint[]) RETURNS text
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_id bigint;
+    v_error text;
+BEGIN
+    SET CONSTRAINTS ALL IMMEDIATE;
+    BEGIN
+        PERFORM outbox._remove_unlocked(v_ids);
+        RETURN NULL;
+    EXCEPTION WHEN OTHERS THEN
+        v_error := SQLSTATE || ' ' || SQLERRM;
+    END;
+    FOREACH v_id IN ARRAY v_ids LOOP
+        BEGIN
+            PERFORM outbox._remove_unlocked(ARRAY[v_id]);
+        EXCEPTION WHEN OTHERS THEN
+            v_error := SQLSTATE || ' ' || SQLERRM;
+        END;
+    END LOOP;
+    RETURN v_error;
+END
+$$;
+COMMENT ON FUNCTION outbox._remove_processed(bigint[]) IS
+    'removes processed events, as many as can be; returns SQLSTATE and message of what was in the way';
+
 -- One step: looks at events from an id on, in the order of id, and removes up to v_most of those that are old enough.
 -- What can't be removed (locked, referenced, kept by a trigger) is passed: the worker comes back to it. With v_most 0 the
 -- first that is old enough is passed untried. Takes no lock that a claim could wait for, and waits for none.
@@ -56,73 +94,3 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._retain(bigint, int) IS 'removes a batch of processed events that are older than the retention';
-
--- All at once; if that fails, one by one, so that each event stands for itself. A foreign key that is checked at the commit
--- is checked here, where it can be told whose it is.
-CREATE FUNCTION outbox._remove_processed(v_ids bigint[]) RETURNS text
-    LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_id bigint;
-    v_error text;
-BEGIN
-    SET CONSTRAINTS ALL IMMEDIATE;
-    BEGIN
-        PERFORM outbox._remove_unlocked(v_ids);
-        RETURN NULL;
-    EXCEPTION WHEN OTHERS THEN
-        v_error := SQLSTATE || ' ' || SQLERRM;
-    END;
-    FOREACH v_id IN ARRAY v_ids LOOP
-        BEGIN
-            PERFORM outbox._remove_unlocked(ARRAY[v_id]);
-        EXCEPTION WHEN OTHERS THEN
-            v_error := SQLSTATE || ' ' || SQLERRM;
-        END;
-    END LOOP;
-    RETURN v_error;
-END
-$$;
-COMMENT ON FUNCTION outbox._remove_processed(bigint[]) IS
-    'removes processed events, as many as can be; returns SQLSTATE and message of what was in the way';
-
-CREATE FUNCTION outbox._remove_unlocked(v_ids bigint[]) RETURNS void
-    LANGUAGE sql
-AS $$
-    DELETE FROM @extschema@.outbox_events e
-     WHERE e.id = ANY (ARRAY(SELECT x.id FROM @extschema@.outbox_events x
-                              WHERE x.id = ANY (v_ids) AND x.status = 'processed' FOR UPDATE SKIP LOCKED))
-$$;
-COMMENT ON FUNCTION outbox._remove_unlocked(bigint[]) IS 'removes those of these processed events that nobody has locked';
-
-CREATE FUNCTION outbox.purge_failed(older_than interval DEFAULT '0', event_types text DEFAULT '*') RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_gone record;
-    v_count bigint;
-BEGIN
-    PERFORM outbox._check_patterns(ARRAY[event_types]);
-    PERFORM outbox._lock();
-    -- Nothing may be left to the commit.
-    IF EXISTS (SELECT FROM pg_constraint c
-                WHERE c.confrelid = '@extschema@.outbox_events'::regclass AND c.contype = 'f' AND c.condeferrable) THEN
-        SET CONSTRAINTS ALL IMMEDIATE;
-    END IF;
-    WITH dead AS (
-        DELETE FROM outbox.delivery d USING @extschema@.outbox_events e
-         WHERE e.id = d.id AND d.status = 'failed' AND e.created_at <= clock_timestamp() - older_than
-           AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[purge_failed.event_types]))
-        RETURNING d.id, d.destination, d.aggregate_key
-    )
-    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.aggregate_key) AS keys
-      INTO v_gone FROM dead d;
-    DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_gone.ids) AND e.status = 'failed';
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    PERFORM outbox._refresh(v_gone.ids);
-    PERFORM outbox._promote(v_gone.destinations, v_gone.keys);
-    RETURN v_count;
-END
-$$;
-COMMENT ON FUNCTION outbox.purge_failed(interval, text) IS
-    'removes dead letters created longer ago than that, and returns how many events went';

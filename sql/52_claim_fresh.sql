@@ -1,31 +1,5 @@
 -- The common path of a claim: fresh events, found by walking the primary key from the low-water mark.
 
--- No settings of its own, so that the planner can merge it into the query that uses it.
--- In flight: claimed whole. Their aggregates are skipped; they stay fresh and are found again.
-CREATE FUNCTION outbox._in_flight(mark bigint, head bigint) RETURNS TABLE (id bigint, key bigint)
-    LANGUAGE sql STABLE ROWS 100
-AS $$
-    SELECT e.id, outbox._aggregate_key(e.aggregate_type, e.aggregate_id)
-      FROM @extschema@.outbox_events e
-     WHERE e.id BETWEEN mark AND head AND e.status = 'processing' AND e.claim_token IS NOT NULL
-       AND e.aggregate_id IS NOT NULL
-$$;
-COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events claimed whole that stand in a line, with their line';
-
--- Scheduled events whose time has come and that no claim has routed yet: more fell due at once than one claim takes.
--- No settings of its own, so that the planner can merge it into the query that uses it.
-CREATE FUNCTION outbox._unrouted_line(line bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
-    LANGUAGE sql STABLE ROWS 1
-AS $$
-    SELECT e.id, e.event_type
-      FROM @extschema@.outbox_events e
-     WHERE CASE WHEN e.aggregate_id IS NOT NULL
-                THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = line
-       AND e.available_at IS NOT NULL AND NOT e.routed AND e.available_at <= moment
-       AND e.status = 'pending' AND NOT e.expanded
-$$;
-COMMENT ON FUNCTION outbox._unrouted_line(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
-
 -- Of the fresh events that can go now, each destination gets its own answer: held by this claim, or parked in
 -- outbox.delivery because the destination can't be served or an earlier event of the aggregate is outstanding there.
 -- (What is outstanding before one event of a line is so before the later ones: no event of a line passes a parked one.)
@@ -33,7 +7,7 @@ COMMENT ON FUNCTION outbox._unrouted_line(bigint, timestamptz) IS 'scheduled eve
 -- unrouted_left: scheduled events are due that are not in outbox.delivery yet. only_types: look at these alone. seen: how many events were looked at closely.
 -- full: the window ended before the fresh events did. behind: how many can't go now; stuck: of these, the locked ones.
 CREATE FUNCTION outbox._claim_fresh(
-    token bigint, served text[], mark bigint, head bigint, max_events int, window_size bigint, unrouted_left boolean,
+    token bigint, served text[], low_water bigint, high_water bigint, max_events int, window_size bigint, unrouted_left boolean,
     only_types text[],
     OUT ids bigint[], OUT held text[], OUT seen bigint, OUT "full" boolean, OUT behind bigint, OUT stuck bigint,
     OUT unrouted bigint)
@@ -45,11 +19,11 @@ DECLARE
     v_elsewhere boolean;
 BEGIN
     WITH lane AS MATERIALIZED (
-        SELECT * FROM outbox._lanes(served) l ORDER BY l.name
+        SELECT * FROM outbox._eligible(served) l ORDER BY l.name
     ), candidate AS MATERIALIZED (
-        SELECT e.id, e.event_type, outbox._aggregate_key(e.aggregate_type, e.aggregate_id) AS key, e.xmax <> 0 AS touched
+        SELECT e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key, e.xmax <> 0 AS touched
           FROM @extschema@.outbox_events e
-         WHERE e.id >= mark AND e.status = 'pending' AND NOT e.expanded AND e.available_at IS NULL
+         WHERE e.id >= low_water AND e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL
            AND (only_types IS NULL OR e.event_type LIKE ANY (only_types))
          ORDER BY e.id LIMIT window_size
     ), lockable AS MATERIALIZED (
@@ -59,7 +33,7 @@ BEGIN
         SELECT c.id, c.event_type, c.key, c.touched AND (c.id IN (SELECT l.id FROM lockable l)) IS NOT TRUE AS locked
           FROM candidate c
     ), busy AS MATERIALIZED (
-        SELECT f.key FROM outbox._in_flight(mark, head) f
+        SELECT f.key FROM outbox._in_flight(low_water, high_water) f
         UNION ALL
         SELECT j.key FROM judged j WHERE j.locked
     ), marked AS MATERIALIZED (
@@ -76,12 +50,9 @@ BEGIN
                       array_agg(x.behind) FILTER (WHERE x.behind OR NOT x.serve) AS behind,
                       bool_or(x.elsewhere AND NOT x.behind) AS elsewhere
                  FROM (SELECT l.name, l.serve, l.elsewhere, r.key IS NOT NULL AND (EXISTS (
-                              SELECT FROM outbox.delivery d
-                               WHERE d.destination = l.name AND d.aggregate_key = r.key
-                                 AND (d.status = 'processing'
-                                      OR (d.place < r.id AND (d.status = 'pending' OR (d.status = 'failed' AND l.blocks)))))
+                              SELECT FROM outbox._ahead(l.name, r.key, r.id, l.blocks))
                               OR (unrouted_left AND EXISTS (
-                              SELECT FROM outbox._unrouted_line(r.key, v_now) s
+                              SELECT FROM outbox._unrouted_ahead(r.key, v_now) s
                                WHERE s.id < r.id AND s.event_type LIKE ANY (l.like_patterns)))) AS behind
                          FROM lane l WHERE r.event_type LIKE ANY (l.like_patterns)
                        OFFSET 0) x) w
@@ -90,11 +61,11 @@ BEGIN
            SET status = CASE WHEN p.wanted = 0 THEN 'processed' WHEN p.held IS NULL THEN 'pending' ELSE 'processing' END,
                processed_at = CASE WHEN p.wanted = 0 THEN v_now END,
                claim_token = CASE WHEN p.held IS NOT NULL THEN token END,
-               expanded = p.parked IS NOT NULL
-          FROM plan p WHERE e.id BETWEEN p.id AND p.id AND e.status = 'pending' AND NOT e.expanded
+               listed = p.parked IS NOT NULL
+          FROM plan p WHERE e.id BETWEEN p.id AND p.id AND e.status = 'pending' AND NOT e.listed
         RETURNING p.*
     ), listed AS (
-        INSERT INTO outbox.delivery (id, destination, aggregate_key, status, next_attempt_at)
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT m.id, u.name, m.key, 'pending',
                CASE WHEN m.key IS NULL OR (NOT u.behind AND row_number() OVER (PARTITION BY u.name, m.key ORDER BY m.id) = 1)
                     THEN v_now END

@@ -1,0 +1,161 @@
+-- Order. One claim or settlement runs at a time: each takes the same lock and holds it to its commit. That alone makes
+-- the rules below simple, because nothing they read can change under them.
+--
+-- Plans are kept for a session's life, and most are made while the tables are empty or their statistics say so. So no
+-- statement leaves the order of its joins to chance: rows are found by the key that a LATERAL ... OFFSET 0 hands to the
+-- table, and deliveries and claims are changed by the ctid that was found (nobody else changes them meanwhile). An UPDATE
+-- that joins says "e.id BETWEEN p.id AND p.id": with "=" the planner may walk the whole primary key for a merge that never
+-- comes, when it takes the table for empty.
+--
+-- No claim or settlement waits for a row of outbox_events that the application has locked: see outbox._locked().
+--
+-- Holds true, for a destination and an aggregate: an event is handed out only when no earlier one of them is outstanding
+-- elsewhere and none at all is in flight in another claim. Within one claim the consumer keeps the order of id.
+
+-- The table of events comes before that of deliveries, for a TRUNCATE that holds the first and wants the second.
+CREATE FUNCTION outbox._lock() RETURNS void
+    LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    LOCK TABLE outbox.claim_lock IN EXCLUSIVE MODE;
+    LOCK TABLE @extschema@.outbox_events IN ROW EXCLUSIVE MODE;
+    -- For the rest of the transaction, or of the function that sets it too: others wait for this lock.
+    PERFORM set_config('lock_timeout', '2s', true);
+END
+$$;
+COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time, until commit';
+
+-- Two aggregates with one key would wait for each other and lose nothing.
+CREATE FUNCTION outbox._ordering_key(aggregate_type text, aggregate_id text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN aggregate_id IS NOT NULL
+            THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END;
+COMMENT ON FUNCTION outbox._ordering_key(text, text) IS 'the line an event stands in; null: none';
+
+-- A row that nobody locked or changed has no xmax, so the common case is one look-up. What has one may be free all the same.
+-- Between the look and the change another transaction can still come in: then lock_timeout ends the wait, see outbox._lock().
+CREATE FUNCTION outbox._locked(v_ids bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_touched bigint[];
+BEGIN
+    v_touched := ARRAY(SELECT x.id FROM unnest(v_ids) AS i (id)
+                        CROSS JOIN LATERAL (SELECT e.id FROM @extschema@.outbox_events e
+                                             WHERE e.id = i.id AND e.xmax <> 0 OFFSET 0) x);
+    IF cardinality(v_touched) = 0 THEN
+        RETURN '{}';
+    END IF;
+    RETURN ARRAY(SELECT unnest(v_touched)
+                 EXCEPT
+                 SELECT x.id FROM (SELECT e.id FROM @extschema@.outbox_events e
+                                    WHERE e.id = ANY (v_touched) FOR NO KEY UPDATE SKIP LOCKED) x);
+END
+$$;
+COMMENT ON FUNCTION outbox._locked(bigint[]) IS
+    'those of these events whose rows another transaction has locked; the others stay free until this one ends';
+
+-- Whatever could not be done because of a lock is looked at again after this time.
+CREATE FUNCTION outbox._look_again() RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM outbox._wake_at(clock_timestamp() + interval '250 milliseconds');
+END
+$$;
+COMMENT ON FUNCTION outbox._look_again() IS 'at commit: what the application has locked is looked at again shortly';
+
+-- Scheduled events whose time has come and that no claim has routed yet: more fell due at once than one claim takes.
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._unrouted_ahead(line bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
+    LANGUAGE sql STABLE ROWS 1
+AS $$
+    SELECT e.id, e.event_type
+      FROM @extschema@.outbox_events e
+     WHERE CASE WHEN e.aggregate_id IS NOT NULL
+                THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = line
+       AND e.available_at IS NOT NULL AND NOT e.routed AND e.available_at <= moment
+       AND e.status = 'pending' AND NOT e.listed
+$$;
+COMMENT ON FUNCTION outbox._unrouted_ahead(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
+
+-- The rule of order, for one destination: what is outstanding there ahead of an event with the same ordering key. In flight
+-- counts wherever it stands: two of a key are never with two consumers at once. A dead letter counts where on_failure is
+-- block (blocks).
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._ahead(destination text, key bigint, id bigint, blocks boolean) RETURNS TABLE (event bigint)
+    LANGUAGE sql STABLE ROWS 1
+AS $$
+    SELECT d.id
+      FROM outbox.delivery d
+     WHERE d.destination = $1 AND d.ordering_key = $2 AND d.place <> $3
+       AND (d.status = 'processing'
+            OR (d.place < $3 AND (d.status = 'pending' OR (d.status = 'failed' AND $4))))
+$$;
+COMMENT ON FUNCTION outbox._ahead(text, bigint, bigint, boolean) IS 'what an event waits for at a destination';
+
+-- The first event of each key that waits for nothing but those ahead becomes due, when there are none.
+CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE outbox.delivery d SET next_attempt_at = clock_timestamp()
+     WHERE d.ctid = ANY (ARRAY(
+           SELECT h.at
+             FROM (SELECT DISTINCT k.destination, k.key,
+                          EXISTS (SELECT FROM outbox.destination t
+                                   WHERE t.name = k.destination AND t.settings ->> 'on_failure' = 'block') AS blocks
+                     FROM unnest(v_destinations, v_keys) AS k (destination, key)) k
+            CROSS JOIN LATERAL (
+                  SELECT x.id, x.ctid AS at, x.next_attempt_at FROM outbox.delivery x
+                   WHERE x.destination = k.destination AND x.ordering_key = k.key AND x.status = 'pending'
+                   ORDER BY x.place LIMIT 1) h
+            WHERE h.next_attempt_at IS NULL
+              AND NOT EXISTS (SELECT FROM outbox._ahead(k.destination, k.key, h.id, k.blocks))));
+    IF FOUND THEN
+        PERFORM outbox._wake('due');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._promote(text[], bigint[]) IS 'moves lines on after something left them';
+
+-- Hops from destination to destination in the index: a line may be long.
+CREATE FUNCTION outbox._promote_keys(v_keys bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_line record;
+BEGIN
+    WITH RECURSIVE line (key, destination) AS (
+        SELECT k.key, (SELECT min(d.destination) FROM outbox.delivery d WHERE d.ordering_key = k.key)
+          FROM (SELECT DISTINCT unnest(v_keys) AS key) k
+        UNION ALL
+        SELECT l.key, (SELECT min(d.destination) FROM outbox.delivery d
+                        WHERE d.ordering_key = l.key AND d.destination > l.destination)
+          FROM line l WHERE l.destination IS NOT NULL
+    )
+    SELECT array_agg(l.destination) AS destinations, array_agg(l.key) AS keys
+      INTO v_line FROM line l WHERE l.destination IS NOT NULL;
+    PERFORM outbox._promote(v_line.destinations, v_line.keys) WHERE v_line.keys IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._promote_keys(bigint[]) IS 'moves these lines on, at each destination';
+
+CREATE FUNCTION outbox._promote_all(v_destination text) RETURNS void
+    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT outbox._promote(array_agg(v_destination), array_agg(k.ordering_key))
+      FROM (SELECT DISTINCT d.ordering_key FROM outbox.delivery d
+             WHERE d.destination = v_destination AND d.ordering_key IS NOT NULL
+               AND (d.status = 'failed' OR (d.status = 'pending' AND d.next_attempt_at IS NULL))) k
+$$;
+COMMENT ON FUNCTION outbox._promote_all(text) IS 'moves on each line of a destination that has no reason to wait any more';

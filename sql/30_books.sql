@@ -1,0 +1,231 @@
+-- The books: what a claim still holds, what an event's deliveries say of it, and how a claim of whole events becomes a
+-- list of deliveries.
+
+-- Each token given holds one thing less. A claim's row goes when it holds nothing any more.
+CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_closed int;
+BEGIN
+    IF tokens IS NULL THEN
+        RETURN;
+    END IF;
+    WITH less AS MATERIALIZED (
+        SELECT t.token, count(*) AS n FROM unnest(tokens) AS t (token) GROUP BY t.token
+    ), found AS MATERIALIZED (
+        SELECT l.token, l.n, c.at, c.held <= l.n AS empty
+          FROM less l
+         CROSS JOIN LATERAL (SELECT x.ctid AS at, x.held FROM outbox.claims x WHERE x.token = l.token OFFSET 0) c
+    ), closed AS (
+        DELETE FROM outbox.claims c WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE f.empty)) RETURNING 1
+    ), kept AS (
+        UPDATE outbox.claims c SET held = c.held - (SELECT f.n FROM found f WHERE f.token = c.token)
+         WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE NOT f.empty))
+    )
+    SELECT count(*) INTO v_closed FROM closed;
+    IF v_closed > 0 THEN
+        PERFORM outbox._open_claims(-v_closed, NULL);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'each token given holds one thing less';
+
+CREATE FUNCTION outbox._rest(v_id bigint) RETURNS text
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+    SELECT CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
+                WHEN bool_or(d.status = 'pending') THEN 'pending'
+                WHEN bool_or(d.status = 'failed') THEN 'failed'
+                ELSE 'processed' END
+      FROM outbox.delivery d WHERE d.id = v_id);
+END
+$$;
+COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that an event''s deliveries alone give it';
+
+-- A listed event's status follows from its deliveries. Where the application has locked the row, this is done later.
+CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked bigint[] := outbox._locked(v_ids);
+BEGIN
+    UPDATE @extschema@.outbox_events e
+       SET status = s.status, processed_at = CASE WHEN s.status = 'processed' THEN clock_timestamp() END
+      FROM (SELECT i.id,
+                   CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
+                        WHEN bool_or(d.status = 'pending') THEN 'pending'
+                        WHEN bool_or(d.status = 'failed') THEN 'failed'
+                        ELSE 'processed' END AS status
+              FROM (SELECT DISTINCT unnest(v_ids) AS id) i
+              LEFT JOIN LATERAL (SELECT x.status FROM outbox.delivery x WHERE x.id = i.id OFFSET 0) d ON true
+             WHERE i.id <> ALL (v_locked)
+             GROUP BY i.id) s
+     WHERE e.id BETWEEN s.id AND s.id AND e.listed AND e.claim_token IS NULL AND e.status <> s.status;
+    IF v_locked <> '{}' THEN
+        INSERT INTO outbox.touched (id) SELECT unnest(v_locked);
+        PERFORM outbox._look_again();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of listed events, from what is outstanding';
+
+CREATE FUNCTION outbox._refresh_all() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    PERFORM outbox._refresh(ARRAY(
+        SELECT e.id FROM @extschema@.outbox_events e
+          JOIN (SELECT d.id, CASE WHEN bool_or(d.status = 'processing') THEN 'processing'
+                                  WHEN bool_or(d.status = 'pending') THEN 'pending' ELSE 'failed' END AS status
+                  FROM outbox.delivery d GROUP BY d.id) s ON s.id = e.id
+         WHERE e.claim_token IS NULL AND e.listed AND e.status <> s.status));
+END
+$$;
+COMMENT ON FUNCTION outbox._refresh_all() IS 'the status of all events that have deliveries';
+
+-- From now on what a claim holds of these events is listed delivery by delivery.
+CREATE FUNCTION outbox._list(v_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_locked bigint[] := outbox._locked(v_ids);
+    v_unwanted bigint[];
+    v_closed int;
+BEGIN
+    WITH target AS MATERIALIZED (
+        SELECT e.id, e.claim_token, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
+          FROM @extschema@.outbox_events e
+         WHERE e.id = ANY (v_ids) AND e.id <> ALL (v_locked) AND e.status = 'processing' AND e.claim_token IS NOT NULL
+    ), listed AS (
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, claim_token)
+        SELECT t.id, coalesce(d.name, ''), t.key, 'processing', t.claim_token
+          FROM target t
+          LEFT JOIN outbox.destination d ON d.since_token < t.claim_token AND t.event_type LIKE ANY (d.like_patterns)
+        ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
+        RETURNING id, claim_token
+    ), marked AS (
+        UPDATE @extschema@.outbox_events e SET claim_token = NULL, listed = true
+         WHERE e.id = ANY (ARRAY(SELECT t.id FROM target t))
+    ), more AS MATERIALIZED (
+        SELECT u.claim_token, sum(u.n) AS n
+          FROM (SELECT claim_token, 1 AS n FROM listed UNION ALL SELECT claim_token, -1 FROM target) u
+         GROUP BY u.claim_token
+    ), found AS MATERIALIZED (
+        SELECT m.claim_token AS token, m.n, c.at, c.held + m.n <= 0 AS empty
+          FROM more m
+         CROSS JOIN LATERAL (SELECT x.ctid AS at, x.held FROM outbox.claims x WHERE x.token = m.claim_token OFFSET 0) c
+    ), closed AS (
+        DELETE FROM outbox.claims c WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE f.empty)) RETURNING 1
+    ), recounted AS (
+        UPDATE outbox.claims c SET held = c.held + (SELECT f.n FROM found f WHERE f.token = c.token)
+         WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE NOT f.empty))
+    )
+    SELECT array_agg(t.id), (SELECT count(*) FROM closed)
+      INTO v_unwanted, v_closed FROM target t WHERE NOT EXISTS (SELECT FROM listed l WHERE l.id = t.id);
+    PERFORM outbox._open_claims(-v_closed, NULL) WHERE v_closed > 0;
+    -- Events with no delivery left: every destination that they were claimed for was removed.
+    PERFORM outbox._refresh(v_unwanted) WHERE v_unwanted IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._list(bigint[]) IS 'lists what claims hold of these events in outbox.delivery';
+
+-- What claims hold of these events, and of those that stand behind them in their lines, is listed delivery by delivery.
+-- Once for all that a settlement reports: whatever is not delivered takes back what is behind it.
+CREATE FUNCTION outbox._list_keys(v_tokens bigint[], v_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off
+    SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    PERFORM outbox._list(ARRAY(
+        WITH given AS MATERIALIZED (
+            SELECT s.token, e.id, e.claim_token, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
+              FROM unnest(v_tokens, v_ids) AS s (token, id)
+             CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = s.id OFFSET 0) e
+        )
+        SELECT g.id FROM given g WHERE g.claim_token = g.token
+        UNION
+        SELECT e.id
+          FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)
+         CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = i.id OFFSET 0) e
+         WHERE c.token = ANY (ARRAY(SELECT DISTINCT g.token FROM given g WHERE g.key IS NOT NULL)) AND e.claim_token = c.token
+           AND outbox._ordering_key(e.aggregate_type, e.aggregate_id)
+               = ANY (ARRAY(SELECT DISTINCT g.key FROM given g WHERE g.key IS NOT NULL))));
+END
+$$;
+COMMENT ON FUNCTION outbox._list_keys(bigint[], bigint[]) IS 'lists what claims hold of these events and of those behind them';
+
+CREATE FUNCTION outbox._list_in_flight() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    PERFORM outbox._list(ARRAY(SELECT i.id FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)));
+END
+$$;
+COMMENT ON FUNCTION outbox._list_in_flight() IS 'what all claims hold is listed, before a destination begins to want other events';
+
+-- After deliveries ended or were given back: their claims, their lines, their events.
+CREATE FUNCTION outbox._left_claim(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._let_go(v_tokens);
+    PERFORM outbox._promote(v_destinations, v_keys);
+    PERFORM outbox._refresh(v_ids);
+END
+$$;
+COMMENT ON FUNCTION outbox._left_claim(bigint[], text[], bigint[], bigint[]) IS 'what follows when deliveries leave a claim';
+
+-- After a delivery left its line without success, the later ones of the line that are in flight with the same consumer
+-- are taken back: they must not be delivered before it. Only those of the same claim can be.
+CREATE FUNCTION outbox._take_back(v_token bigint, v_destination text, v_key bigint, v_id bigint) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_back record;
+BEGIN
+    WITH back AS (
+        UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = NULL
+         WHERE d.destination = v_destination AND d.ordering_key = v_key AND d.place > v_id
+           AND d.claim_token IS NOT DISTINCT FROM v_token
+        RETURNING d.id
+    )
+    SELECT array_agg(id) AS ids, array_agg(v_token) AS tokens INTO v_back FROM back;
+    PERFORM outbox._let_go(v_back.tokens);
+    PERFORM outbox._refresh(v_back.ids);
+END
+$$;
+COMMENT ON FUNCTION outbox._take_back(bigint, text, bigint, bigint) IS 'later events of a line wait behind one that failed';
+
+-- Ends a settlement: consumers that wait for one to end are told.
+CREATE FUNCTION outbox._settled(v_changed boolean) RETURNS void
+    LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF v_changed AND outbox._is_waiting() THEN
+        PERFORM outbox._waiting(false);
+        PERFORM outbox._wake('released');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._settled(boolean) IS 'ends a settlement';
+
+CREATE FUNCTION outbox._claim_ids(v_token bigint) RETURNS bigint[]
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce((SELECT c.ids FROM outbox.claims c WHERE c.token = v_token), '{}');
+END
+$$;
+COMMENT ON FUNCTION outbox._claim_ids(bigint) IS 'all events that a claim handed out';

@@ -1,0 +1,195 @@
+-- The circuit breaker of each destination. Closed: deliveries flow. Open until a moment: nothing is handed out, nothing
+-- uses an attempt. Half open after that moment: one event probes; success closes the circuit, failure opens it for longer.
+--
+-- The circuit is the destination's. That one relay can't serve it is the relay's: it is noted for the operator, as long as
+-- nobody delivers there, and holds up nobody else.
+
+-- Relays read the destinations again, and claim what may have become deliverable. The worker looks anew at what is due when.
+CREATE FUNCTION outbox._destinations_changed(name text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._promote_all(name);
+    PERFORM pg_notify('outbox_destinations', name);
+    PERFORM outbox._wake('due');
+    PERFORM outbox._wake_at(clock_timestamp());
+END
+$$;
+COMMENT ON FUNCTION outbox._destinations_changed(text) IS 'tells the relays that a destination changed';
+
+-- Whether somebody other than this session has just delivered there: then what failed here is not the destination's fault.
+CREATE FUNCTION outbox._answers_others(v_destination text) RETURNS boolean
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM outbox.destination t
+                    WHERE t.name = v_destination AND t.last_success_by <> pg_backend_pid()
+                      AND t.last_success_at > clock_timestamp() - interval '5 seconds');
+END
+$$;
+COMMENT ON FUNCTION outbox._answers_others(text) IS 'another session has delivered to the destination within seconds';
+
+CREATE FUNCTION outbox._open_circuit(v_destination text, v_error text, v_retry_in interval) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_until timestamptz;
+BEGIN
+    UPDATE outbox.destination t
+       SET circuit_failures = t.circuit_failures + 1, last_error = v_error,
+           circuit_open_until = clock_timestamp()
+               + coalesce(v_retry_in, (0.5 + random() / 2) * least(interval '30 seconds',
+                                           interval '250 milliseconds' * power(2, least(t.circuit_failures, 20))))
+     WHERE t.name = v_destination AND coalesce(t.circuit_open_until, '-infinity') <= clock_timestamp()
+    RETURNING t.circuit_open_until INTO v_until;
+    PERFORM outbox._wake_at(v_until);
+END
+$$;
+COMMENT ON FUNCTION outbox._open_circuit(text, text, interval) IS
+    'a destination is down as a whole: it is left alone for a while, longer each time (up to 30 s)';
+
+-- What succeeds while the circuit is open was under way before: it does not end the rest that a receiver asked for.
+CREATE FUNCTION outbox._close_circuits(v_destinations text[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE outbox.destination t SET circuit_failures = 0, circuit_open_until = NULL
+     WHERE t.name = ANY (v_destinations) AND t.circuit_failures > 0
+       AND coalesce(t.circuit_open_until, '-infinity') <= clock_timestamp();
+    IF FOUND THEN
+        PERFORM outbox._wake('due');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._close_circuits(text[]) IS 'a destination answered: its deliveries flow again';
+
+-- Deliveries have succeeded: said by relays now and then, not with each.
+CREATE FUNCTION outbox._answered(v_destinations text[]) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE outbox.destination t
+       SET last_success_at = clock_timestamp(), last_success_by = pg_backend_pid(), failing_since = NULL, unable_at = NULL
+     WHERE t.name = ANY (v_destinations);
+    PERFORM outbox._close_circuits(v_destinations);
+END
+$$;
+COMMENT ON FUNCTION outbox._answered(text[]) IS 'notes that destinations take deliveries';
+
+CREATE FUNCTION outbox._note_unable(v_destinations text[], v_error text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE outbox.destination t SET unable_at = clock_timestamp(), last_error = v_error
+     WHERE t.name = ANY (v_destinations) AND NOT outbox._answers_others(t.name)
+       AND (t.unable_at IS NULL OR t.last_error IS DISTINCT FROM v_error);
+END
+$$;
+COMMENT ON FUNCTION outbox._note_unable(text[], text) IS
+    'a relay can''t serve the destinations: shown unless another one has just delivered there';
+
+-- Relays say so themselves; other consumers may have settled events without telling how a destination is. A bounded look at
+-- the latest events, made when a destination is about to be disabled.
+CREATE FUNCTION outbox._has_delivered_since(v_destination text, v_since timestamptz) RETURNS boolean
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM (SELECT e.id, e.event_type, e.status, e.processed_at FROM @extschema@.outbox_events e
+                      ORDER BY e.id DESC LIMIT 1000) e
+          JOIN outbox.destination t ON t.name = v_destination AND e.event_type LIKE ANY (t.like_patterns)
+         WHERE e.status = 'processed' AND e.processed_at > v_since);
+END
+$$;
+COMMENT ON FUNCTION outbox._has_delivered_since(text, timestamptz) IS 'an event that the destination wants was processed lately';
+
+CREATE FUNCTION outbox._disable(v_destination text, v_reason text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE outbox.destination t SET disabled_reason = coalesce(v_reason, 'gone'), last_error = v_reason
+     WHERE t.name = v_destination AND t.disabled_reason IS NULL;
+    PERFORM outbox._destinations_changed(v_destination);
+END
+$$;
+COMMENT ON FUNCTION outbox._disable(text, text) IS
+    'a destination asked not to be called again, or has not answered for too long; outbox.resume() ends that';
+
+-- Every failure counts from the first one since the last success: a destination that never answers is disabled in the end.
+CREATE FUNCTION outbox._note_failure(v_destination text, v_kind text, v_settings jsonb, v_error text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_limit interval := outbox._span(v_settings, 'disable_after', CASE v_kind WHEN 'webhook' THEN interval '5 days' END);
+    v_since timestamptz;
+BEGIN
+    UPDATE outbox.destination t SET failing_since = clock_timestamp()
+     WHERE t.name = v_destination AND t.failing_since IS NULL;
+    SELECT t.failing_since INTO v_since FROM outbox.destination t WHERE t.name = v_destination;
+    IF v_limit IS NULL OR clock_timestamp() - v_since < v_limit THEN
+        RETURN;
+    ELSIF outbox._has_delivered_since(v_destination, v_since) THEN
+        UPDATE outbox.destination t SET failing_since = clock_timestamp() WHERE t.name = v_destination;
+    ELSE
+        PERFORM outbox._disable(v_destination, format('no success since %s: %s',
+                                                      to_char(v_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'), v_error));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._note_failure(text, text, jsonb, text) IS
+    'an attempt failed: after settings.disable_after without a success the destination is disabled';
+
+-- What a failed delivery says of its destination.
+CREATE FUNCTION outbox._blame(
+    v_destination text, v_kind text, v_settings jsonb, v_what text, v_error text, v_retry_in interval) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF v_what = 'unable' THEN
+        PERFORM outbox._note_unable(ARRAY[v_destination], v_error);
+        PERFORM outbox._wake('released');
+        RETURN;
+    ELSIF v_what IN ('unavailable', 'throttled') THEN
+        PERFORM outbox._open_circuit(v_destination, v_error, v_retry_in);
+    ELSE
+        PERFORM outbox._close_circuits(ARRAY[v_destination]);
+    END IF;
+    IF v_what <> 'rejected' AND v_kind IS NOT NULL THEN
+        PERFORM outbox._note_failure(v_destination, v_kind, v_settings, v_error);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval) IS 'what follows for the destination when a delivery fails';
+
+CREATE FUNCTION outbox.destination_unable(names text[], error text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._lock();
+    PERFORM outbox._note_unable(names, error);
+END
+$$;
+COMMENT ON FUNCTION outbox.destination_unable(text[], text) IS
+    'this consumer can''t serve these destinations, and why; what they are owed stays for others';
+
+-- Half open and not closed: what the destination says next decides.
+CREATE FUNCTION outbox.destination_back(names text[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM outbox._lock();
+    UPDATE outbox.destination t SET circuit_open_until = least(t.circuit_open_until, clock_timestamp()), unable_at = NULL
+     WHERE t.name = ANY (names) AND (t.circuit_open_until > clock_timestamp() OR t.unable_at IS NOT NULL);
+    IF FOUND THEN
+        PERFORM outbox._wake('due');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.destination_back(text[]) IS
+    'this consumer reaches these destinations again: an open circuit is half open from now on';

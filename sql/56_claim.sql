@@ -1,0 +1,328 @@
+-- The claim itself: what a consumer calls.
+
+-- What a claim knows while it runs.
+CREATE TYPE outbox.claim_state AS (
+    token            bigint,
+    served           text[],    -- destinations that the consumer serves; null: all
+    serve            boolean,   -- one of them takes any number of events
+    probe            boolean,   -- the circuit of one of them is half open
+    low_water        bigint,    -- no fresh or claimed event is below
+    high_water       bigint,    -- no claimed event is above, when this claim began
+    room             int,       -- so many more events may be handed out
+    ids              bigint[],  -- events that were taken whole ...
+    held             text[],    -- ... and for which destinations, each an array as text
+    due_ids          bigint[],  -- deliveries that were taken one by one ...
+    due_destinations text[],    -- ... each for one destination
+    unrouted_left    boolean,   -- scheduled events are due that are not routed yet
+    exhausted        boolean,   -- every fresh event was looked at
+    waiting          boolean,   -- some can't go before a claim ends
+    stuck            boolean,   -- some can't go before another transaction ends
+    listed           boolean,   -- what claims hold was listed meanwhile
+    more             boolean,   -- another claim would find more
+    unrouted         bigint     -- events that no destination wanted
+);
+COMMENT ON TYPE outbox.claim_state IS 'what a claim knows while it runs; internal';
+
+-- Whatever has to be done before a claim may look: after a start of the server, when scheduled events are due, when the
+-- first destination was added. Whether scheduled events are left that are due and not routed.
+CREATE FUNCTION outbox._catch_up_first(max_events int) RETURNS boolean
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_least CONSTANT int := 500;    -- routed at a time: most claims ask for fewer, and the others' events wait too
+    v_now CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    IF NOT outbox._is_recovered() THEN
+        PERFORM outbox._forget_earlier_starts();
+    END IF;
+    IF EXISTS (SELECT FROM outbox.touched) THEN
+        PERFORM outbox._look_after_touched();
+    END IF;
+    IF EXISTS (SELECT FROM outbox.delivery d
+                WHERE d.destination = '' AND d.status = 'pending' AND d.next_attempt_at IS NOT NULL)
+       AND EXISTS (SELECT FROM outbox.destination) THEN
+        PERFORM outbox._give_to_destinations();
+    END IF;
+    IF NOT EXISTS (SELECT FROM @extschema@.outbox_events e
+                    WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
+                      AND e.status = 'pending' AND NOT e.listed) THEN
+        RETURN false;
+    END IF;
+    RETURN outbox._route_due(greatest(max_events, v_least), v_now);
+END
+$$;
+COMMENT ON FUNCTION outbox._catch_up_first(int) IS 'what is to be done before a claim looks; part of outbox.claim';
+
+-- Token and marks. The token is null when none of the destinations can be served now.
+CREATE FUNCTION outbox._begin(v_served text[], max_events int) RETURNS outbox.claim_state
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_far CONSTANT bigint := 20000;     -- a walk of so many events costs more than listing what makes it so long
+    v_near CONSTANT bigint := 10000;
+    c outbox.claim_state;
+BEGIN
+    c.served := v_served;
+    SELECT coalesce(bool_or(l.serve), false), coalesce(bool_or(l.probe), false) INTO c.serve, c.probe
+      FROM outbox._eligible(v_served) l;
+    IF NOT (c.serve OR c.probe) THEN
+        RETURN c;
+    END IF;
+    c.token := outbox._new_token();
+    c.high_water := coalesce(outbox._high_water(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
+    -- A statement of its own: what lowered the mark is seen only by a snapshot that is taken after it.
+    c.low_water := outbox._low_water(true);
+    c.low_water := outbox._advance_low_water(c.low_water);
+    -- A claim that is kept for long must not make every later walk longer.
+    IF outbox._is_recovered() AND c.low_water < greatest(c.high_water, -9223372036854755808) - v_far THEN
+        PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                                    WHERE e.id BETWEEN c.low_water AND c.high_water - v_near AND e.claim_token IS NOT NULL));
+        c.low_water := outbox._advance_low_water(c.low_water);
+    END IF;
+    c.room := max_events;
+    c.ids := '{}';
+    c.held := '{}';
+    c.due_ids := '{}';
+    c.due_destinations := '{}';
+    c.exhausted := false;
+    c.waiting := false;
+    c.stuck := false;
+    c.listed := false;
+    c.more := false;
+    c.unrouted := 0;
+    RETURN c;
+END
+$$;
+COMMENT ON FUNCTION outbox._begin(text[], int) IS 'token and marks of a claim; part of outbox.claim';
+
+-- Fresh events, until so much of the room is left. What can't go now may stand in front of what can, in any number: the
+-- window grows until it sees past it. What is owed to others alone is parked batch by batch, and what is owed to those that
+-- are served goes first.
+CREATE FUNCTION outbox._take_fresh(c outbox.claim_state, v_reserve int) RETURNS outbox.claim_state
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_batches CONSTANT int := 8;    -- at most so many in one claim: others wait for the lock
+    v_growths CONSTANT int := 30;
+    v_many CONSTANT int := 200;     -- behind events in flight: listing those costs less than walking past these
+    v_beyond bigint := 200;         -- looked at beyond what is asked for
+    v_asked int;
+    v_only text[];
+    v_served_first boolean := false;
+    v_listed boolean := false;
+    f record;
+BEGIN
+    FOR i IN 1..v_growths LOOP
+        EXIT WHEN c.exhausted OR c.room <= v_reserve;
+        v_asked := CASE WHEN c.serve THEN c.room - v_reserve ELSE 1 END;
+        SELECT * INTO f
+          FROM outbox._claim_fresh(c.token, c.served, c.low_water, c.high_water, v_asked, v_asked + v_beyond,
+                                   c.unrouted_left, v_only);
+        c.exhausted := NOT c.serve OR (v_only IS NULL AND f.seen < v_asked AND NOT f."full");
+        c.ids := c.ids || f.ids;
+        c.held := c.held || f.held;
+        c.room := c.room - coalesce(cardinality(f.ids), 0);
+        c.waiting := c.waiting OR f.behind > 0;
+        c.stuck := c.stuck OR f.stuck > 0;
+        c.unrouted := c.unrouted + f.unrouted;
+        IF c.serve AND NOT v_listed AND f.seen < v_asked AND f.behind - f.stuck >= v_many THEN
+            PERFORM outbox._list(ARRAY(SELECT x.id FROM outbox._in_flight(c.low_water, c.high_water) x));
+            c.exhausted := false;
+            c.listed := true;
+            v_listed := true;
+        ELSIF f."full" AND f.seen < v_asked THEN
+            v_beyond := 2 * v_beyond + f.behind;
+        ELSIF i >= v_batches THEN
+            EXIT;
+        ELSIF c.serve AND NOT v_served_first AND 2 * coalesce(cardinality(f.ids), 0) < f.seen THEN
+            v_only := ARRAY(SELECT unnest(l.like_patterns) FROM outbox._eligible(c.served) l WHERE l.serve);
+            v_served_first := true;
+        ELSE
+            v_only := NULL;
+        END IF;
+    END LOOP;
+    RETURN c;
+END
+$$;
+COMMENT ON FUNCTION outbox._take_fresh(outbox.claim_state, int) IS 'takes fresh events; part of outbox.claim';
+
+-- Deliveries that are due.
+CREATE FUNCTION outbox._take_due(c outbox.claim_state) RETURNS outbox.claim_state
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_high_water CONSTANT bigint := outbox._new_high_water(c);
+    d record;
+BEGIN
+    SELECT * INTO d FROM outbox._claim_due(c.token, c.served, c.low_water, v_high_water, c.room, c.unrouted_left);
+    c.due_ids := coalesce(d.ids, '{}');
+    c.due_destinations := coalesce(d.destinations, '{}');
+    c.room := c.room - cardinality(c.due_ids);
+    c.more := d.more;
+    IF d.busy IS NOT NULL THEN
+        c.waiting := true;
+        c.listed := true;
+        PERFORM outbox._list(ARRAY(SELECT f.id FROM outbox._in_flight(c.low_water, v_high_water) f WHERE f.key = ANY (d.busy)));
+    END IF;
+    IF cardinality(c.due_ids) > 0 THEN
+        -- Of these events, what claims hold for other destinations is listed now, while it can be told from this.
+        c.listed := true;
+        PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                                    WHERE e.id = ANY (c.due_ids) AND e.claim_token IS NOT NULL));
+    END IF;
+    RETURN c;
+END
+$$;
+COMMENT ON FUNCTION outbox._take_due(outbox.claim_state) IS 'takes due deliveries; part of outbox.claim';
+
+CREATE FUNCTION outbox._new_high_water(c outbox.claim_state) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+RETURN greatest(c.high_water, (SELECT max(i) FROM unnest(c.ids) AS i));
+COMMENT ON FUNCTION outbox._new_high_water(outbox.claim_state) IS 'no claimed event is above, with those that were taken';
+
+-- What is left is announced or looked at again; what was taken goes into the books. How many whole events and single
+-- deliveries the claim holds.
+CREATE FUNCTION outbox._enter(c outbox.claim_state, lease interval) RETURNS int
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_held int := cardinality(c.ids) + cardinality(c.due_ids);
+BEGIN
+    PERFORM outbox._wake('due') WHERE c.more OR (NOT c.exhausted AND c.room > 0);
+    PERFORM outbox._look_again() WHERE c.stuck;
+    PERFORM outbox._waiting(c.waiting);
+    PERFORM outbox._count_unrouted(c.unrouted) WHERE c.unrouted > 0;
+    PERFORM outbox._set_water(c.low_water, outbox._new_high_water(c));
+    IF v_held > 0 AND c.listed THEN
+        v_held := (SELECT count(*) FROM @extschema@.outbox_events e WHERE e.id = ANY (c.ids) AND e.claim_token = c.token)
+                + (SELECT count(*) FROM outbox.delivery d WHERE d.claim_token = c.token);
+    END IF;
+    IF v_held > 0 THEN
+        INSERT INTO outbox.claims (token, attachment, boot, lease_until, ids, held)
+        VALUES (c.token, outbox._attachment(), outbox._boot(), clock_timestamp() + lease, c.ids || c.due_ids, v_held);
+        PERFORM outbox._open_claims(1, clock_timestamp() + lease);
+    END IF;
+    RETURN v_held;
+END
+$$;
+COMMENT ON FUNCTION outbox._enter(outbox.claim_state, interval) IS 'ends a claim: its row in the books; part of outbox.claim';
+
+-- What a claim hands out: events with the destinations they are owed to, as the text of an array. Fresh events come first,
+-- then deliveries that are due, for which half of the room is kept; what they leave goes to fresh events again. The caller
+-- has the settings.
+CREATE FUNCTION outbox._claim(
+    max_events int, served text[], lease interval, OUT token bigint, OUT ids bigint[], OUT held text[])
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    c outbox.claim_state;
+    v_left boolean;
+    v_due boolean;
+BEGIN
+    PERFORM outbox._check_claim(max_events, lease);
+    PERFORM outbox._lock();
+    v_left := outbox._catch_up_first(max_events);
+    c := outbox._begin(served, max_events);
+    IF c.token IS NULL THEN
+        RETURN;
+    END IF;
+    c.unrouted_left := v_left;
+    v_due := outbox._is_due(served);
+    c := outbox._take_fresh(c, CASE WHEN v_due THEN greatest(max_events / 2, (random() < 0.5)::int) ELSE 0 END);
+    -- A half-open circuit may have its probe in what was just parked.
+    IF c.room > 0 AND (v_due OR c.probe) THEN
+        c := outbox._take_due(c);
+        c := outbox._take_fresh(c, 0);
+    END IF;
+    IF outbox._enter(c, lease) = 0 THEN
+        RETURN;
+    END IF;
+    token := c.token;
+    ids := c.ids;
+    held := c.held;
+    IF cardinality(c.due_ids) > 0 THEN
+        SELECT array_agg(u.id), array_agg(u.destinations::text) INTO ids, held
+          FROM (SELECT x.id, array_agg(x.destination ORDER BY x.destination) AS destinations
+                  FROM (SELECT f.id, unnest(f.held::text[]) AS destination FROM unnest(c.ids, c.held) AS f (id, held)
+                        UNION ALL
+                        SELECT d.id, d.destination FROM unnest(c.due_ids, c.due_destinations) AS d (id, destination)) x
+                 GROUP BY x.id) u;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._claim(int, text[], interval) IS 'what outbox.claim and outbox.claim_refs share';
+
+CREATE FUNCTION outbox.claim(
+    max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
+    RETURNS SETOF outbox.claimed_event
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_claim record;
+BEGIN
+    SELECT * INTO v_claim FROM outbox._claim(claim.max_events, claim.destinations, claim.lease);
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
+           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
+      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
+     ORDER BY e.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.claim(int, text[], interval) IS
+    'hands out up to max_events events, oldest first, to be settled with ack, fail, reject or release before the lease ends';
+
+-- For a consumer whose claim failed because one event of it can't be sent: no client can read a text that is longer than
+-- 1 GB, or bytes that are none of its encoding. It claims like this, then asks for each event by itself.
+CREATE FUNCTION outbox.claim_refs(
+    max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
+    RETURNS SETOF outbox.claimed_ref
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_claim record;
+BEGIN
+    SELECT * INTO v_claim FROM outbox._claim(claim_refs.max_events, claim_refs.destinations, claim_refs.lease);
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
+      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
+     ORDER BY e.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.claim_refs(int, text[], interval) IS
+    'as outbox.claim, without what the events hold: see outbox.claimed';
+
+CREATE FUNCTION outbox.claimed(claim_token bigint, id bigint) RETURNS SETOF outbox.claimed_event
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
+           e.event_data, e.metadata, e.created_at, e.retry_count,
+           ARRAY(SELECT d.destination FROM outbox.delivery d
+                  WHERE d.id = e.id AND d.claim_token = claimed.claim_token AND d.destination <> '' ORDER BY 1),
+           claimed.claim_token
+      FROM @extschema@.outbox_events e
+     WHERE e.id = claimed.id
+       AND (e.claim_token = claimed.claim_token
+            OR EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.claim_token = claimed.claim_token));
+END
+$$;
+COMMENT ON FUNCTION outbox.claimed(bigint, bigint) IS
+    'one event that an open claim holds; destinations are those that are listed: the claim''s own answer names all';
