@@ -5,7 +5,7 @@
 --   10 tables          what is stored
 --   15 library         what only the library can do
 --   20 settings        what operators write: patterns, durations, templates, addresses, secrets
---   25 order           the lock of claims, an aggregate's line, what stands ahead in it
+--   25 order           the claim lock, the ordering key, what an event waits for
 --   30 books           what claims hold and what deliveries say
 --   35 release         giving back
 --   40 circuit         whose fault a failure is, and the circuit breaker

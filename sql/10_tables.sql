@@ -1,14 +1,14 @@
--- The tables. outbox_events is the application's; all else is bookkeeping that can be read by a DBA and is
--- written by the functions of this schema alone.
+-- The tables. The application writes outbox_events; the functions of this schema alone write the rest. A DBA can read all
+-- of them.
 --
--- Holds true: an event is in exactly one of these states.
---   fresh      status pending, not listed, no available_at: owed to every destination that wants it; found by walking the
---              primary key
---   scheduled  status pending, not listed, available_at set, not routed: the same, not before that moment; found by an
---              index of its own, so that a walk passes it
---   claimed    status processing, claim_token set: the claim holds every destination that has no row in outbox.delivery
---   listed   claim_token null, listed: what is owed is what outbox.delivery lists
---   settled    status processed or failed
+-- Each event is in exactly one of these states. Constraints hold what a row alone can tell.
+--   fresh      pending, not listed, no available_at: owed to every destination that wants it. A walk of the primary key from
+--              the low-water mark finds it.
+--   scheduled  pending, not listed, available_at set, not routed: the same, but not before that moment. An index of its own
+--              finds it; the walk passes it.
+--   claimed    processing, with a claim_token: the claim holds every destination that has no row in outbox.delivery
+--   listed     listed, no claim_token: owed exactly to the destinations that outbox.delivery lists
+--   settled    processed or failed
 -- No index has status in its key or predicate, so that claiming and settling are HOT updates.
 
 CREATE FUNCTION outbox.uuid_v7() RETURNS uuid
@@ -50,8 +50,8 @@ COMMENT ON COLUMN @extschema@.outbox_events.claim_token IS 'the claim that holds
 COMMENT ON COLUMN @extschema@.outbox_events.listed IS 'what is owed is listed in outbox.deliveries; internal';
 COMMENT ON COLUMN @extschema@.outbox_events.routed IS 'a scheduled event whose time has come was given to its destinations; internal';
 
--- Only scheduled events stand in these, and each leaves them once: all other updates stay HOT. The second one holds the
--- ordering key as outbox._ordering_key() gives it, spelled out so that a producer needs no right to that function.
+-- These indexes hold scheduled events only, and each event leaves them once: all other updates stay HOT. The second one
+-- spells out outbox._ordering_key(), so that a producer needs no right to that function.
 CREATE INDEX outbox_events_scheduled ON @extschema@.outbox_events (available_at, id)
     WHERE available_at IS NOT NULL AND NOT routed;
 CREATE INDEX outbox_events_scheduled_order ON @extschema@.outbox_events
@@ -59,7 +59,7 @@ CREATE INDEX outbox_events_scheduled_order ON @extschema@.outbox_events
            THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END), id)
     WHERE available_at IS NOT NULL AND NOT routed;
 
--- Tokens rise, so that "older than this destination" can be told from a token.
+-- Tokens rise: a token tells whether its claim is older than a destination.
 CREATE SEQUENCE outbox.claim_token_seq;
 
 CREATE TABLE outbox.destination (
@@ -105,8 +105,8 @@ CREATE TABLE outbox.secret (
 CREATE UNIQUE INDEX secret_current ON outbox.secret (destination) WHERE expires_at IS NULL;
 COMMENT ON TABLE outbox.secret IS 'signing secrets of webhooks; expires_at null: the current one';
 
--- All that the relay sends a request by. Where it goes is kept beside what it carries, so that nobody can send a token
--- elsewhere who may not read it; outbox.destination has a copy to show, and for the rules of delivery.
+-- Everything that the relay needs for a request. The URL stands beside the headers, so that nobody who may not read a token
+-- can have it sent elsewhere; outbox.destination has a copy for the views and for the rules of delivery.
 CREATE TABLE outbox.hidden (
     destination text PRIMARY KEY REFERENCES outbox.destination (name) ON DELETE CASCADE,
     url         text NOT NULL,
@@ -114,12 +114,12 @@ CREATE TABLE outbox.hidden (
 );
 COMMENT ON TABLE outbox.hidden IS 'URL and settings of webhooks as they were given, with what views do not show';
 
--- No policy: for their owner alone, not for pg_read_all_data or pg_write_all_data.
+-- No policy: only their owner reads and writes them, and pg_read_all_data and pg_write_all_data do not.
 ALTER TABLE outbox.secret ENABLE ROW LEVEL SECURITY;
 ALTER TABLE outbox.hidden ENABLE ROW LEVEL SECURITY;
 
--- The exceptions: what a destination is still owed after it did not get an event at the first claim, and its dead
--- letters. The destination '' stands for "no destination yet": what a consumer of the application's own gets meanwhile.
+-- The exceptions: deliveries that did not happen at the first claim, and dead letters. The destination '' stands for "no
+-- destination yet", while a consumer of the application's own gets the events.
 CREATE TABLE outbox.delivery (
     id              bigint NOT NULL,
     destination     text NOT NULL,
@@ -137,12 +137,12 @@ CREATE TABLE outbox.delivery (
     CONSTRAINT delivery_next_attempt_only_while_pending CHECK (next_attempt_at IS NULL OR status = 'pending')
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE outbox.delivery IS 'outstanding and dead deliveries; read it through the view outbox.deliveries';
-COMMENT ON COLUMN outbox.delivery.owed_since IS 'listed, or replayed, then: where settings.give_up_after begins';
+COMMENT ON COLUMN outbox.delivery.owed_since IS 'when the delivery was listed or replayed: settings.give_up_after begins then';
 COMMENT ON COLUMN outbox.delivery.next_attempt_at IS
-    'due then; null while waiting in line behind an earlier event of its aggregate';
+    'due then; null while it waits for an earlier event with its ordering key';
 
 COMMENT ON COLUMN outbox.delivery.place IS
-    'the id again, for the order within a line: plans may be made while the table is empty, and this only delivery_order can sort';
+    'the id again, for the order within an ordering key: only delivery_order can sort by it, whatever the planner believes of an empty table';
 
 CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
     WHERE status = 'pending' AND next_attempt_at IS NOT NULL;
@@ -157,23 +157,23 @@ CREATE TABLE outbox.claims (
     ids         bigint[] NOT NULL,
     held        int NOT NULL CONSTRAINT claims_holds_something CHECK (held > 0)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE outbox.claims IS 'claims that still hold something: whose they are and until when';
+COMMENT ON TABLE outbox.claims IS 'claims that still hold something, with their session and the end of their lease';
 COMMENT ON COLUMN outbox.claims.held IS 'whole events and single deliveries not settled yet; the row goes at 0';
 
 -- Not an advisory lock, which any role could take and keep. Not a table, which ANALYZE and VACUUM lock.
 CREATE VIEW outbox.claim_lock AS SELECT true AS one_at_a_time;
-COMMENT ON VIEW outbox.claim_lock IS 'who locks it may claim or settle';
+COMMENT ON VIEW outbox.claim_lock IS 'the claim lock: the transaction that holds it may claim and settle';
 
--- What the application's own transactions leave to be done under that lock, because they must not wait for it. Rows are
--- added by triggers, and by settlements that met a row locked by the application; outbox._catch_up() takes them away.
+-- Work that is left for later. The application's own transactions must not wait for the claim lock: their triggers add a row
+-- here. A settlement that meets an event locked by the application does the same. outbox._catch_up() does the work.
 CREATE TABLE outbox.touched (
     id            bigint NOT NULL,
     ordering_key bigint,
     claim_token   bigint
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-COMMENT ON TABLE outbox.touched IS 'events that were deleted, rescheduled or locked by others: what follows from that is still to be done';
+COMMENT ON TABLE outbox.touched IS 'events that were deleted, rescheduled or locked, and still have to be looked after';
 
--- An outcome that was reported while another transaction had the event's row locked.
+-- Outcomes that were reported while another transaction had the event's row locked.
 CREATE TABLE outbox.postponed (
     claim_token bigint NOT NULL,
     id          bigint NOT NULL,
@@ -185,7 +185,7 @@ CREATE TABLE outbox.contradiction (
     kind  text PRIMARY KEY,
     found bigint NOT NULL
 );
-COMMENT ON TABLE outbox.contradiction IS 'what recovery found that contradicts itself, as a restore does until it is complete; see outbox.repair()';
+COMMENT ON TABLE outbox.contradiction IS 'contradictions that recovery found; a restore has some until it is complete; see outbox.repair()';
 
 CREATE TYPE outbox.claimed_event AS (
     id             bigint,

@@ -23,11 +23,11 @@ CREATE FUNCTION outbox._note_token(token bigint) RETURNS void LANGUAGE c STRICT 
 COMMENT ON FUNCTION outbox._note_token(bigint) IS 'this token is given out, whether or not the transaction commits';
 
 CREATE FUNCTION outbox._wake_at(at timestamptz) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'wake_at_wrapper';
-COMMENT ON FUNCTION outbox._wake_at(timestamptz) IS 'at commit: the worker wakes at that moment at the latest; null: nothing';
+COMMENT ON FUNCTION outbox._wake_at(timestamptz) IS 'at commit: has the worker wake at that moment or earlier; null: does nothing';
 
 CREATE FUNCTION outbox._open_claims(delta int, lease_until timestamptz) RETURNS void
     LANGUAGE c AS 'MODULE_PATHNAME', 'open_claims_wrapper';
-COMMENT ON FUNCTION outbox._open_claims(int, timestamptz) IS 'at commit: so many more open claims, the earliest lease end';
+COMMENT ON FUNCTION outbox._open_claims(int, timestamptz) IS 'at commit: adds delta to the open claims and brings the lease timer forward to lease_until';
 
 CREATE FUNCTION outbox._wake(reason text) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'wake_wrapper';
 COMMENT ON FUNCTION outbox._wake(text) IS 'at commit: the worker sends a wake-up with this reason';
@@ -42,7 +42,7 @@ CREATE FUNCTION outbox._commit_to_disk() RETURNS void LANGUAGE c AS 'MODULE_PATH
 COMMENT ON FUNCTION outbox._commit_to_disk() IS 'this transaction''s commit waits for the disk, whatever synchronous_commit says';
 
 CREATE FUNCTION outbox._count_unrouted(n bigint) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'count_unrouted_wrapper';
-COMMENT ON FUNCTION outbox._count_unrouted(bigint) IS 'at commit: so many more events that no destination wanted';
+COMMENT ON FUNCTION outbox._count_unrouted(bigint) IS 'at commit: counts events that no destination wanted';
 
 CREATE FUNCTION outbox.attach(consumer text) RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'attach_wrapper';
 COMMENT ON FUNCTION outbox.attach(text) IS
@@ -86,11 +86,11 @@ COMMENT ON FUNCTION outbox._count_begin() IS 'the next query that counts events 
 CREATE FUNCTION outbox._count_from_here(in_any_case boolean) RETURNS boolean STABLE
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'count_from_here_wrapper';
 COMMENT ON FUNCTION outbox._count_from_here(boolean) IS
-    'what this query does not see is counted from now on as it commits; false: something committed meanwhile, count again';
+    'from now on commits that this query does not see are counted; false: one came in between, count again';
 
 CREATE FUNCTION outbox._latencies() RETURNS float8[] LANGUAGE c AS 'MODULE_PATHNAME', 'latencies_wrapper';
 COMMENT ON FUNCTION outbox._latencies() IS
-    'of each event that became processed in this transaction: seconds since it could be delivered, to within a fifth';
+    'seconds from when each event that this transaction processed could be delivered; accurate to within 19 %';
 
 CREATE FUNCTION outbox._raw_size(value jsonb) RETURNS bigint
     LANGUAGE c STRICT STABLE AS 'MODULE_PATHNAME', 'outbox_raw_size';

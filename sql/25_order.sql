@@ -9,31 +9,32 @@
 --
 -- No claim or settlement waits for a row of outbox_events that the application has locked: see outbox._locked().
 --
--- Holds true, for a destination and an aggregate: an event is handed out only when no earlier one of them is outstanding
--- elsewhere and none at all is in flight in another claim. Within one claim the consumer keeps the order of id.
+-- For each destination and ordering key: an event is handed out only when no earlier one is outstanding elsewhere and no
+-- other claim holds one. Within a claim the consumer keeps the order of id.
 
--- The table of events comes before that of deliveries, for a TRUNCATE that holds the first and wants the second.
+-- Locks the table of events before anybody locks a delivery: a TRUNCATE holds the first and then wants the second.
 CREATE FUNCTION outbox._lock() RETURNS void
     LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
     LOCK TABLE outbox.claim_lock IN EXCLUSIVE MODE;
     LOCK TABLE @extschema@.outbox_events IN ROW EXCLUSIVE MODE;
-    -- For the rest of the transaction, or of the function that sets it too: others wait for this lock.
+    -- Others wait for this lock: no statement of its holder may wait long. Ends with the calling function, if that sets
+    -- lock_timeout, or with the transaction.
     PERFORM set_config('lock_timeout', '2s', true);
 END
 $$;
 COMMENT ON FUNCTION outbox._lock() IS 'claims and settlements run one at a time, until commit';
 
--- Two aggregates with one key would wait for each other and lose nothing.
+-- A hash: two aggregates that share one wait for each other, and lose nothing.
 CREATE FUNCTION outbox._ordering_key(aggregate_type text, aggregate_id text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN aggregate_id IS NOT NULL
             THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END;
-COMMENT ON FUNCTION outbox._ordering_key(text, text) IS 'the line an event stands in; null: none';
+COMMENT ON FUNCTION outbox._ordering_key(text, text) IS 'what orders events: those with the same key go out one by one; null: no order';
 
--- A row that nobody locked or changed has no xmax, so the common case is one look-up. What has one may be free all the same.
--- Between the look and the change another transaction can still come in: then lock_timeout ends the wait, see outbox._lock().
+-- A row that nobody has locked or changed has no xmax: the common case is one look-up. A row with an xmax may be free again.
+-- Another transaction can still lock the row before this one changes it: lock_timeout ends that wait, see outbox._lock().
 CREATE FUNCTION outbox._locked(v_ids bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -58,7 +59,7 @@ $$;
 COMMENT ON FUNCTION outbox._locked(bigint[]) IS
     'those of these events whose rows another transaction has locked; the others stay free until this one ends';
 
--- Whatever could not be done because of a lock is looked at again after this time.
+-- The interval at which rows that were locked are looked at again.
 CREATE FUNCTION outbox._look_again() RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -66,25 +67,24 @@ BEGIN
     PERFORM outbox._wake_at(clock_timestamp() + interval '250 milliseconds');
 END
 $$;
-COMMENT ON FUNCTION outbox._look_again() IS 'at commit: what the application has locked is looked at again shortly';
+COMMENT ON FUNCTION outbox._look_again() IS 'at commit: has the worker look at locked events again shortly';
 
--- Scheduled events whose time has come and that no claim has routed yet: more fell due at once than one claim takes.
+-- Scheduled events that are due and not routed yet, because more fell due at once than one claim routes.
 -- No settings of its own, so that the planner can merge it into the query that uses it.
-CREATE FUNCTION outbox._unrouted_ahead(line bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
+CREATE FUNCTION outbox._unrouted_ahead(key bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
     LANGUAGE sql STABLE ROWS 1
 AS $$
     SELECT e.id, e.event_type
       FROM @extschema@.outbox_events e
      WHERE CASE WHEN e.aggregate_id IS NOT NULL
-                THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = line
+                THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = key
        AND e.available_at IS NOT NULL AND NOT e.routed AND e.available_at <= moment
        AND e.status = 'pending' AND NOT e.listed
 $$;
-COMMENT ON FUNCTION outbox._unrouted_ahead(bigint, timestamptz) IS 'scheduled events of a line that are due and not routed yet';
+COMMENT ON FUNCTION outbox._unrouted_ahead(bigint, timestamptz) IS 'scheduled events with this ordering key that are due and not routed yet';
 
--- The rule of order, for one destination: what is outstanding there ahead of an event with the same ordering key. In flight
--- counts wherever it stands: two of a key are never with two consumers at once. A dead letter counts where on_failure is
--- block (blocks).
+-- The rule of order at one destination: the deliveries that an event waits for. These are the earlier ones with its ordering
+-- key, and any that is in flight: two consumers never have events with the same key at once. blocks: dead letters count.
 -- No settings of its own, so that the planner can merge it into the query that uses it.
 CREATE FUNCTION outbox._ahead(destination text, key bigint, id bigint, blocks boolean) RETURNS TABLE (event bigint)
     LANGUAGE sql STABLE ROWS 1
@@ -95,7 +95,7 @@ AS $$
        AND (d.status = 'processing'
             OR (d.place < $3 AND (d.status = 'pending' OR (d.status = 'failed' AND $4))))
 $$;
-COMMENT ON FUNCTION outbox._ahead(text, bigint, bigint, boolean) IS 'what an event waits for at a destination';
+COMMENT ON FUNCTION outbox._ahead(text, bigint, bigint, boolean) IS 'the deliveries that an event waits for at a destination';
 
 -- The first event of each key that waits for nothing but those ahead becomes due, when there are none.
 CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
@@ -123,9 +123,9 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._promote(text[], bigint[]) IS 'moves lines on after something left them';
+COMMENT ON FUNCTION outbox._promote(text[], bigint[]) IS 'makes the next event of each key due, after one of them was settled or given back';
 
--- Hops from destination to destination in the index: a line may be long.
+-- Hops from destination to destination in the index: a key may have many deliveries.
 CREATE FUNCTION outbox._promote_keys(v_keys bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -133,22 +133,22 @@ CREATE FUNCTION outbox._promote_keys(v_keys bigint[]) RETURNS void
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_line record;
+    v_found record;
 BEGIN
-    WITH RECURSIVE line (key, destination) AS (
+    WITH RECURSIVE held_up (key, destination) AS (
         SELECT k.key, (SELECT min(d.destination) FROM outbox.delivery d WHERE d.ordering_key = k.key)
           FROM (SELECT DISTINCT unnest(v_keys) AS key) k
         UNION ALL
         SELECT l.key, (SELECT min(d.destination) FROM outbox.delivery d
                         WHERE d.ordering_key = l.key AND d.destination > l.destination)
-          FROM line l WHERE l.destination IS NOT NULL
+          FROM held_up l WHERE l.destination IS NOT NULL
     )
     SELECT array_agg(l.destination) AS destinations, array_agg(l.key) AS keys
-      INTO v_line FROM line l WHERE l.destination IS NOT NULL;
-    PERFORM outbox._promote(v_line.destinations, v_line.keys) WHERE v_line.keys IS NOT NULL;
+      INTO v_found FROM held_up l WHERE l.destination IS NOT NULL;
+    PERFORM outbox._promote(v_found.destinations, v_found.keys) WHERE v_found.keys IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._promote_keys(bigint[]) IS 'moves these lines on, at each destination';
+COMMENT ON FUNCTION outbox._promote_keys(bigint[]) IS 'makes the next event of each key due, at each destination';
 
 CREATE FUNCTION outbox._promote_all(v_destination text) RETURNS void
     LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -158,4 +158,4 @@ AS $$
              WHERE d.destination = v_destination AND d.ordering_key IS NOT NULL
                AND (d.status = 'failed' OR (d.status = 'pending' AND d.next_attempt_at IS NULL))) k
 $$;
-COMMENT ON FUNCTION outbox._promote_all(text) IS 'moves on each line of a destination that has no reason to wait any more';
+COMMENT ON FUNCTION outbox._promote_all(text) IS 'makes the next event of each key due at one destination, after it changed';

@@ -1,7 +1,7 @@
 -- The books: what a claim still holds, what an event's deliveries say of it, and how a claim of whole events becomes a
 -- list of deliveries.
 
--- Each token given holds one thing less. A claim's row goes when it holds nothing any more.
+-- Each token given holds one thing less. A claim's row goes when the claim holds nothing.
 CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -89,7 +89,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._refresh_all() IS 'the status of all events that have deliveries';
 
--- From now on what a claim holds of these events is listed delivery by delivery.
+-- Turns events that are claimed whole into rows of outbox.delivery, one for each destination that the claim holds.
 CREATE FUNCTION outbox._list(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -138,8 +138,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox._list(bigint[]) IS 'lists what claims hold of these events in outbox.delivery';
 
--- What claims hold of these events, and of those that stand behind them in their lines, is listed delivery by delivery.
--- Once for all that a settlement reports: whatever is not delivered takes back what is behind it.
+-- Lists what claims hold of these events and of later ones with the same ordering keys, once for all that a settlement
+-- reports: an event that is not delivered takes back those behind it.
 CREATE FUNCTION outbox._list_keys(v_tokens bigint[], v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off
     SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
@@ -173,7 +173,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._list_in_flight() IS 'what all claims hold is listed, before a destination begins to want other events';
 
--- After deliveries ended or were given back: their claims, their lines, their events.
+-- After deliveries ended or were given back: updates their claims, those that waited for them, and their events.
 CREATE FUNCTION outbox._left_claim(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -185,8 +185,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox._left_claim(bigint[], text[], bigint[], bigint[]) IS 'what follows when deliveries leave a claim';
 
--- After a delivery left its line without success, the later ones of the line that are in flight with the same consumer
--- are taken back: they must not be delivered before it. Only those of the same claim can be.
+-- After a delivery failed, takes back the later ones with its ordering key that the same claim holds: they must not be
+-- delivered before it. No other claim can hold any.
 CREATE FUNCTION outbox._take_back(v_token bigint, v_destination text, v_key bigint, v_id bigint) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -206,7 +206,7 @@ BEGIN
     PERFORM outbox._refresh(v_back.ids);
 END
 $$;
-COMMENT ON FUNCTION outbox._take_back(bigint, text, bigint, bigint) IS 'later events of a line wait behind one that failed';
+COMMENT ON FUNCTION outbox._take_back(bigint, text, bigint, bigint) IS 'takes later events of an ordering key back, to wait for one that failed';
 
 -- Ends a settlement: consumers that wait for one to end are told.
 CREATE FUNCTION outbox._settled(v_changed boolean) RETURNS void

@@ -1,7 +1,7 @@
--- Giving back: what was claimed is owed again as if it had never been handed out, and no attempt is used.
+-- Giving back: events are owed again as if they had never been handed out. No attempt is used.
 
--- Gives back what these claims hold, as if it had never been handed out. What the application has locked is given back when
--- it is free: until then the claim's row stays, with a lease that is over.
+-- Gives back everything that these claims hold. Events that the application has locked follow when they are free: until then
+-- the claim's row stays, with a lease that is over.
 CREATE FUNCTION outbox._release(v_tokens bigint[]) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -56,7 +56,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._release(bigint[]) IS 'gives back all that the claims hold';
 
--- One destination of one event is given back: the consumer has no room for it now.
+-- Gives back one delivery that the consumer has no room for.
 CREATE FUNCTION outbox._release_one(v_token bigint, v_id bigint, v_destination text) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -81,7 +81,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._release_one(bigint, bigint, text) IS 'gives back one delivery; uses no attempt';
 
--- What can't be released now holds up nothing else. Returns SQLSTATE and message of what was in the way.
+-- Releases each claim by itself if they can't be released together. Returns SQLSTATE and message of the obstacle.
 CREATE FUNCTION outbox._release_apart(v_tokens bigint[]) RETURNS text
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -101,17 +101,17 @@ BEGIN
             PERFORM outbox._release(ARRAY[v_token]);
         EXCEPTION WHEN OTHERS THEN
             v_error := SQLSTATE || ' ' || SQLERRM;
-            -- Whoever is in the way was waited for already.
+            -- This obstacle was waited for already.
             PERFORM set_config('lock_timeout', '1ms', true);
         END;
     END LOOP;
     RETURN v_error;
 END
 $$;
-COMMENT ON FUNCTION outbox._release_apart(bigint[]) IS 'releases claims, each for itself where not all can be';
+COMMENT ON FUNCTION outbox._release_apart(bigint[]) IS 'releases as many of these claims as can be released';
 
--- No session survives the server: what was claimed before is free. Claims of consumers that don't wait for the disk may
--- have been lost in a crash: their tokens are not given out again, and that is on disk before the first new one.
+-- No session survives the server, so claims of earlier starts are free. A crash may have lost claims whose consumer did not
+-- wait for the disk: the sequence jumps past their tokens, on disk before the first new token is given out.
 CREATE FUNCTION outbox._forget_earlier_starts() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -124,7 +124,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._forget_earlier_starts() IS 'ends all claims of earlier starts of the server';
 
--- Events that the application deleted or rescheduled, or whose status was left for later.
+-- Looks after events that the application deleted or rescheduled, and after those whose status was left for later.
 CREATE FUNCTION outbox._look_after_touched() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -161,4 +161,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._look_after_touched() IS
-    'drops the deliveries of events that were deleted, and lets what waited behind them go on';
+    'removes the deliveries of deleted events and promotes the events that waited for them';

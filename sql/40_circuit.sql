@@ -1,8 +1,8 @@
 -- The circuit breaker of each destination. Closed: deliveries flow. Open until a moment: nothing is handed out, nothing
 -- uses an attempt. Half open after that moment: one event probes; success closes the circuit, failure opens it for longer.
 --
--- The circuit is the destination's. That one relay can't serve it is the relay's: it is noted for the operator, as long as
--- nobody delivers there, and holds up nobody else.
+-- The circuit belongs to the destination. A relay that can't serve it has a problem of its own: the operator sees it as long
+-- as nobody delivers there, and nobody else waits for it.
 
 -- Relays read the destinations again, and claim what may have become deliverable. The worker looks anew at what is due when.
 CREATE FUNCTION outbox._destinations_changed(name text) RETURNS void
@@ -49,7 +49,7 @@ $$;
 COMMENT ON FUNCTION outbox._open_circuit(text, text, interval) IS
     'a destination is down as a whole: it is left alone for a while, longer each time (up to 30 s)';
 
--- What succeeds while the circuit is open was under way before: it does not end the rest that a receiver asked for.
+-- A success while the circuit is open was under way before: it does not end the pause that a receiver asked for.
 CREATE FUNCTION outbox._close_circuits(v_destinations text[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -65,7 +65,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._close_circuits(text[]) IS 'a destination answered: its deliveries flow again';
 
--- Deliveries have succeeded: said by relays now and then, not with each.
+-- Relays report successes now and then, not each one.
 CREATE FUNCTION outbox._answered(v_destinations text[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -92,8 +92,8 @@ $$;
 COMMENT ON FUNCTION outbox._note_unable(text[], text) IS
     'a relay can''t serve the destinations: shown unless another one has just delivered there';
 
--- Relays say so themselves; other consumers may have settled events without telling how a destination is. A bounded look at
--- the latest events, made when a destination is about to be disabled.
+-- Relays report successes; other consumers may just settle events. So this looks at a bounded number of the latest events
+-- before a destination is disabled.
 CREATE FUNCTION outbox._has_delivered_since(v_destination text, v_since timestamptz) RETURNS boolean
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
@@ -119,7 +119,7 @@ $$;
 COMMENT ON FUNCTION outbox._disable(text, text) IS
     'a destination asked not to be called again, or has not answered for too long; outbox.resume() ends that';
 
--- Every failure counts from the first one since the last success: a destination that never answers is disabled in the end.
+-- The time counts from the first failure since the last success: a destination that never answers is disabled in the end.
 CREATE FUNCTION outbox._note_failure(v_destination text, v_kind text, v_settings jsonb, v_error text) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -144,7 +144,7 @@ $$;
 COMMENT ON FUNCTION outbox._note_failure(text, text, jsonb, text) IS
     'an attempt failed: after settings.disable_after without a success the destination is disabled';
 
--- What a failed delivery says of its destination.
+-- Decides what a failed delivery means for its destination.
 CREATE FUNCTION outbox._blame(
     v_destination text, v_kind text, v_settings jsonb, v_what text, v_error text, v_retry_in interval) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -164,7 +164,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval) IS 'what follows for the destination when a delivery fails';
+COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval) IS 'what a failed delivery means for its destination';
 
 CREATE FUNCTION outbox.destination_unable(names text[], error text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -175,9 +175,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.destination_unable(text[], text) IS
-    'this consumer can''t serve these destinations, and why; what they are owed stays for others';
+    'reports that this consumer can''t serve these destinations; their events stay for others';
 
--- Half open and not closed: what the destination says next decides.
+-- Half open, not closed: the destination's next answer decides.
 CREATE FUNCTION outbox.destination_back(names text[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -192,4 +192,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.destination_back(text[]) IS
-    'this consumer reaches these destinations again: an open circuit is half open from now on';
+    'reports that this consumer reaches these destinations again: an open circuit becomes half open';

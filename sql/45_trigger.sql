@@ -17,8 +17,8 @@ CREATE TRIGGER after_outbox_change AFTER UPDATE OF status, available_at OR DELET
 CREATE TRIGGER after_outbox_truncate AFTER TRUNCATE ON @extschema@.outbox_events
     FOR EACH STATEMENT EXECUTE FUNCTION outbox._track_change();
 
--- In place of a foreign key, whose check would cost each parked delivery a row lock on its event. A DELETE waits for no
--- claim, and none waits for it: what follows from it is done after its commit, see outbox._catch_up().
+-- Stands in for a foreign key, whose check would lock the event's row for each parked delivery. A DELETE and a claim don't
+-- wait for each other: the deliveries are removed after the commit, see outbox._catch_up().
 CREATE FUNCTION outbox._note_gone() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -33,13 +33,12 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._note_gone() IS 'notes deleted events whose deliveries and lines are to be looked after';
+COMMENT ON FUNCTION outbox._note_gone() IS 'notes deleted events, for the worker to remove their deliveries';
 
 CREATE TRIGGER after_outbox_delete AFTER DELETE ON @extschema@.outbox_events
     REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION outbox._note_gone();
 
--- Not left for later: ids may begin anew. Whoever has locked a delivery holds a lock on the table of events, so there is
--- nobody to wait for.
+-- At once, because ids may begin anew. Nobody can have a delivery locked now: that takes a lock on the table of events.
 CREATE FUNCTION outbox._forget_deliveries() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -56,10 +55,10 @@ COMMENT ON FUNCTION outbox._forget_deliveries() IS 'all deliveries go with all e
 CREATE TRIGGER after_outbox_truncate_deliveries AFTER TRUNCATE ON @extschema@.outbox_events
     FOR EACH STATEMENT EXECUTE FUNCTION outbox._forget_deliveries();
 
--- What an edit by hand means. The payload may be changed at any time: the next attempt sends what is there then. Where an
--- event goes and when may be changed until it has been given to its destinations. As long as no delivery of it is listed and
--- no claim holds it, "processed" takes it as delivered and "pending" owes it (again) to all that want it. Else its state is
--- not for an edit to change: it follows from what claims and settlements did.
+-- Decides what an edit by hand means. The payload may change at any time: the next attempt sends it. Type, aggregate, tenant
+-- and available_at may change until the event is given to its destinations. While no delivery is listed and no claim holds
+-- the event, 'processed' takes it as delivered and 'pending' owes it to all that want it. Otherwise claims and settlements
+-- decide its state, and an edit of it is refused.
 CREATE FUNCTION outbox._guard_edit() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -99,8 +98,8 @@ CREATE TRIGGER guard_outbox_edit
                NEW.status, NEW.claim_token, NEW.listed, NEW.routed))
     EXECUTE FUNCTION outbox._guard_edit();
 
--- Rows that somebody else than these functions adds come with a restore. What recovery concluded already from the events
--- stays, and the worker looks at the rest.
+-- A row that these functions did not add comes with a restore. A delivery that recovery has made already from its event
+-- stays as it is; the worker looks at all others.
 CREATE FUNCTION outbox._admit_delivery() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -126,7 +125,7 @@ CREATE TRIGGER after_restored_delivery AFTER INSERT ON outbox.delivery
 CREATE TRIGGER after_restored_destination AFTER INSERT ON outbox.destination
     FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
 
--- The functions name the table and its columns.
+-- The functions name the table and its columns, so these names stay.
 CREATE FUNCTION outbox._guard_names() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$

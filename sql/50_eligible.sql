@@ -27,9 +27,9 @@ $$;
 COMMENT ON FUNCTION outbox._check_claim(int, interval) IS 'an error for arguments that make no claim';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
--- The destinations as this claim may use them. serve: hand out freely; probe: the circuit is half open, hand out one;
--- elsewhere: another consumer may serve it now.
--- While there is no destination at all, '' stands for a consumer of the application's own, which names none.
+-- The destinations that this claim may hand events out for. serve: any number; probe: one, because the circuit is half
+-- open; elsewhere: none, but another consumer may serve it now. While there is no destination, '' stands for a consumer of
+-- the application's own, which names none.
 CREATE FUNCTION outbox._eligible(served text[])
     RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, elsewhere boolean, blocks boolean)
     LANGUAGE sql STABLE ROWS 10
@@ -37,7 +37,7 @@ AS $$
     SELECT d.name, d.like_patterns, m.active AND m.mine AND d.circuit_failures = 0,
            m.active AND m.mine AND d.circuit_failures > 0
              AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
-             -- Those in flight are few; of a destination there may be millions.
+             -- Few deliveries are in flight; a destination may have millions.
              AND NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token > 0 AND x.destination || '' = d.name),
            m.active AND NOT m.mine AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp(),
            coalesce(d.settings ->> 'on_failure', 'skip') = 'block'
@@ -50,7 +50,7 @@ $$;
 COMMENT ON FUNCTION outbox._eligible(text[]) IS 'the destinations and what a claim may hand out for each';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
--- In flight: claimed whole. Their aggregates are skipped; they stay fresh and are found again.
+-- In flight: claimed whole. Fresh events with their ordering keys wait; they stay fresh and are found again.
 CREATE FUNCTION outbox._in_flight(low_water bigint, high_water bigint) RETURNS TABLE (id bigint, key bigint)
     LANGUAGE sql STABLE ROWS 100
 AS $$
@@ -59,7 +59,7 @@ AS $$
      WHERE e.id BETWEEN low_water AND high_water AND e.status = 'processing' AND e.claim_token IS NOT NULL
        AND e.aggregate_id IS NOT NULL
 $$;
-COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events claimed whole that stand in a line, with their line';
+COMMENT ON FUNCTION outbox._in_flight(bigint, bigint) IS 'events that are claimed whole and have an ordering key';
 
 CREATE FUNCTION outbox._advance_low_water(low_water bigint) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -76,8 +76,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox._advance_low_water(bigint) IS 'the lowest fresh or claimed event from the low-water mark on';
 
--- Tokens rise for ever, whatever happens to the sequence (a restore sets it back, a subscription never sets it): an answer
--- to an old claim must not settle a new one, and each destination is older than the claims that serve it.
+-- Tokens always rise, even when the sequence does not (a restore sets it back, a subscription never sets it). So an answer
+-- to an old claim can't settle a new one, and each destination is older than the claims that serve it.
 CREATE FUNCTION outbox._new_token() RETURNS bigint
     LANGUAGE plpgsql VOLATILE
 AS $$
@@ -92,7 +92,7 @@ BEGIN
     RETURN v_token;
 END
 $$;
-COMMENT ON FUNCTION outbox._new_token() IS 'a token higher than any before; for those who hold the claims'' lock';
+COMMENT ON FUNCTION outbox._new_token() IS 'a token higher than any before; for the holder of the claim lock';
 
 CREATE FUNCTION outbox._is_due(served text[]) RETURNS boolean
     LANGUAGE plpgsql STABLE

@@ -1,11 +1,12 @@
 -- The common path of a claim: fresh events, found by walking the primary key from the low-water mark.
 
--- Of the fresh events that can go now, each destination gets its own answer: held by this claim, or parked in
--- outbox.delivery because the destination can't be served or an earlier event of the aggregate is outstanding there.
--- (What is outstanding before one event of a line is so before the later ones: no event of a line passes a parked one.)
--- Not now: events whose row another transaction has locked, and those of their lines and of lines in flight.
--- unrouted_left: scheduled events are due that are not in outbox.delivery yet. only_types: look at these alone. seen: how many events were looked at closely.
--- full: the window ended before the fresh events did. behind: how many can't go now; stuck: of these, the locked ones.
+-- Decides for each fresh event and each destination that wants it: this claim holds it, or it is parked in outbox.delivery,
+-- because the destination can't be served or the event waits for another one there.
+-- (An event that waits is ahead of the later ones of its key: none of them passes a parked one.) Events whose row another
+-- transaction has locked can't go now, nor can those with the ordering key of a locked event or of one in flight.
+-- unrouted_left: some scheduled events are due and not routed. only_types: looks at events of these types only.
+-- seen: events that were decided on. full: there may be more behind the window. behind: events that can't go now. stuck: the
+-- locked ones among these.
 CREATE FUNCTION outbox._claim_fresh(
     token bigint, served text[], low_water bigint, high_water bigint, max_events int, window_size bigint, unrouted_left boolean,
     only_types text[],

@@ -1,8 +1,7 @@
 -- The other path of a claim: deliveries that are due again.
 
--- Scheduled events whose time has come are owed to each destination that wants them from now on, and take their places in
--- the lines of their aggregates. More are routed by the next claims; until then outbox._unrouted_ahead() knows of them.
--- What a line waited for may have turned out to be nothing for that destination: the line is looked at again.
+-- Owes scheduled events whose time has come to each destination that wants them. The next claims route the rest; until
+-- then outbox._unrouted_ahead() finds them. A destination may not want an event that others waited for: these are promoted.
 CREATE FUNCTION outbox._route_due(max_events int, v_now timestamptz) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
@@ -41,7 +40,7 @@ BEGIN
         PERFORM outbox._promote_keys(v_keys) WHERE v_keys IS NOT NULL;
         PERFORM outbox._wake('due');    -- for those that serve other destinations, and for what there was no room for
     END IF;
-    -- What is left is more than one claim takes, or locked by others.
+    -- Events are left if there are more than one claim routes, or if others have locked them.
     IF NOT EXISTS (SELECT FROM @extschema@.outbox_events e
                     WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
                       AND e.status = 'pending' AND NOT e.listed) THEN
@@ -54,8 +53,8 @@ $$;
 COMMENT ON FUNCTION outbox._route_due(int, timestamptz) IS
     'turns scheduled events whose time has come into deliveries; whether some are left; part of outbox.claim';
 
--- What was owed while there was no destination, or to one that was removed while a claim held it, is owed to each that wants
--- it, with its place, attempts and schedule. All at once: fresh events of the same lines come after these.
+-- Owes events to each destination that wants them, with their attempts and schedule, if they were owed while there was no
+-- destination or to one that was removed in flight. All at once: fresh events with the same ordering keys come later.
 CREATE FUNCTION outbox._give_to_destinations() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
@@ -86,11 +85,11 @@ END
 $$;
 COMMENT ON FUNCTION outbox._give_to_destinations() IS 'events that waited for the first destination are owed to those that want them';
 
--- Due deliveries of the destinations this claim may serve, oldest due first, each with those that wait in line behind it.
--- One that is due while an earlier one of its line is outstanding goes back into the line. Fresh events that appeared late,
--- among or before those of a line, join it. One whose event another transaction has locked is put off for a moment; one
+-- Takes due deliveries of the destinations that this claim may serve, oldest due first, each with those that wait directly
+-- behind it. One that is due while another is ahead of it waits again. Fresh events that appeared late, with a lower id than
+-- a delivery of their ordering key, are listed. One whose event another transaction has locked is put off for a moment; one
 -- whose event is not there (a restore may still bring it) leaves the way until recovery finds the event.
--- busy: lines that wait for an event claimed whole. more: another claim is needed.
+-- busy: ordering keys that wait for an event claimed whole. more: another claim is needed.
 CREATE FUNCTION outbox._claim_due(
     v_token bigint, served text[], low_water bigint, high_water bigint, max_events int, unrouted_left boolean,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
@@ -131,7 +130,7 @@ BEGIN
                                 WHERE y.destination = k.name AND y.ordering_key = k.key) AS id
           FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
     ), late AS MATERIALIZED (
-        -- One sort, where a join would compare each fresh event with each line.
+        -- One sort, where a join would compare each fresh event with each key.
         SELECT u.id, u.name, u.key, u.event_type, u.touched
           FROM (SELECT f.id, l.name, f.key, f.event_type, f.touched, max(f.last) OVER (PARTITION BY l.name, f.key) AS last
                   FROM (SELECT e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
@@ -156,7 +155,7 @@ BEGIN
                    OR (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(d.key, v_now) s
                                                   WHERE s.id < d.id AND s.event_type LIKE ANY (d.like_patterns)))) AS behind
           FROM due d
-    ), line AS (
+    ), with_followers AS (
         SELECT j.name, j.id, j.at FROM judged j WHERE NOT j.busy AND NOT j.behind
         UNION ALL
         SELECT j.name, y.id, y.at
@@ -175,12 +174,12 @@ BEGIN
            AND NOT (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(j.key, v_now) s
                                                WHERE s.id < y.id AND s.event_type LIKE ANY (j.like_patterns)))
     ), chosen AS MATERIALIZED (
-        SELECT l.name, l.id, l.at FROM line l ORDER BY l.id, l.name LIMIT max_events
+        SELECT l.name, l.id, l.at FROM with_followers l ORDER BY l.id, l.name LIMIT max_events
     ), taken AS (
         UPDATE outbox.delivery d SET status = 'processing', claim_token = v_token, next_attempt_at = NULL
          WHERE d.ctid = ANY (ARRAY(SELECT c.at FROM chosen c))
     ), put_back AS (
-        -- A fresh event that another transaction has locked stands in no line, and nothing tells when it is free.
+        -- A fresh event that another transaction has locked is not listed, and nothing tells when it is free.
         UPDATE outbox.delivery d
            SET next_attempt_at = CASE WHEN d.ctid = ANY (ARRAY(
                    SELECT j.at FROM judged j JOIN late t ON t.touched AND t.name = j.name AND t.key = j.key AND t.id < j.id))
@@ -193,7 +192,7 @@ BEGIN
     )
     SELECT array_agg(c.id), array_agg(c.name), EXISTS (SELECT FROM put_off) OR EXISTS (SELECT FROM late t WHERE t.touched),
            (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
-           -- What was put back, or in the place of a probe, or has just joined a line took the room of others.
+           -- Deliveries that were put back, took a probe's place or were just listed used up the room of others.
            (count(*) < max_events AND ((SELECT count(*) FROM found) >= max_events
                                        OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind)))
            OR EXISTS (SELECT FROM late t WHERE NOT t.touched) OR EXISTS (SELECT FROM judged j WHERE j.busy AND NOT j.behind)

@@ -23,8 +23,8 @@ CREATE TYPE outbox.claim_state AS (
 );
 COMMENT ON TYPE outbox.claim_state IS 'what a claim knows while it runs; internal';
 
--- Whatever has to be done before a claim may look: after a start of the server, when scheduled events are due, when the
--- first destination was added. Whether scheduled events are left that are due and not routed.
+-- Catches up before a claim looks: after a start of the server, after deletes, when the first destination was added, when
+-- scheduled events are due. Returns whether some of these are left unrouted.
 CREATE FUNCTION outbox._catch_up_first(max_events int) RETURNS boolean
     LANGUAGE plpgsql
 AS $$
@@ -51,7 +51,7 @@ BEGIN
     RETURN outbox._route_due(greatest(max_events, v_least), v_now);
 END
 $$;
-COMMENT ON FUNCTION outbox._catch_up_first(int) IS 'what is to be done before a claim looks; part of outbox.claim';
+COMMENT ON FUNCTION outbox._catch_up_first(int) IS 'catches up before a claim looks; part of outbox.claim';
 
 -- Token and marks. The token is null when none of the destinations can be served now.
 CREATE FUNCTION outbox._begin(v_served text[], max_events int) RETURNS outbox.claim_state
@@ -71,7 +71,7 @@ BEGIN
     END IF;
     c.token := outbox._new_token();
     c.high_water := coalesce(outbox._high_water(), (SELECT max(e.id) FROM @extschema@.outbox_events e), 0);
-    -- A statement of its own: what lowered the mark is seen only by a snapshot that is taken after it.
+    -- A statement of its own: the rows that lowered the mark are visible to a snapshot taken after this one.
     c.low_water := outbox._low_water(true);
     c.low_water := outbox._advance_low_water(c.low_water);
     -- A claim that is kept for long must not make every later walk longer.
@@ -96,9 +96,9 @@ END
 $$;
 COMMENT ON FUNCTION outbox._begin(text[], int) IS 'token and marks of a claim; part of outbox.claim';
 
--- Fresh events, until so much of the room is left. What can't go now may stand in front of what can, in any number: the
--- window grows until it sees past it. What is owed to others alone is parked batch by batch, and what is owed to those that
--- are served goes first.
+-- Takes fresh events until v_reserve of the room is left. Any number of events that can't go now may stand in front of those
+-- that can: the window grows until it sees past them. Events that only others want are parked batch by batch; events for
+-- the destinations that are served go first.
 CREATE FUNCTION outbox._take_fresh(c outbox.claim_state, v_reserve int) RETURNS outbox.claim_state
     LANGUAGE plpgsql
 AS $$
@@ -148,7 +148,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._take_fresh(outbox.claim_state, int) IS 'takes fresh events; part of outbox.claim';
 
--- Deliveries that are due.
+-- Takes deliveries that are due.
 CREATE FUNCTION outbox._take_due(c outbox.claim_state) RETURNS outbox.claim_state
     LANGUAGE plpgsql
 AS $$
@@ -168,7 +168,7 @@ BEGIN
         PERFORM outbox._list(ARRAY(SELECT f.id FROM outbox._in_flight(c.low_water, v_high_water) f WHERE f.key = ANY (d.busy)));
     END IF;
     IF cardinality(c.due_ids) > 0 THEN
-        -- Of these events, what claims hold for other destinations is listed now, while it can be told from this.
+        -- Claims that hold these events for other destinations are listed now, while the two can be told apart.
         c.listed := true;
         PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                     WHERE e.id = ANY (c.due_ids) AND e.claim_token IS NOT NULL));
@@ -183,8 +183,8 @@ CREATE FUNCTION outbox._new_high_water(c outbox.claim_state) RETURNS bigint
 RETURN greatest(c.high_water, (SELECT max(i) FROM unnest(c.ids) AS i));
 COMMENT ON FUNCTION outbox._new_high_water(outbox.claim_state) IS 'no claimed event is above, with those that were taken';
 
--- What is left is announced or looked at again; what was taken goes into the books. How many whole events and single
--- deliveries the claim holds.
+-- Ends a claim: announces what is left and enters what was taken. Returns how many whole events and single deliveries it
+-- holds.
 CREATE FUNCTION outbox._enter(c outbox.claim_state, lease interval) RETURNS int
     LANGUAGE plpgsql
 AS $$
@@ -211,9 +211,9 @@ END
 $$;
 COMMENT ON FUNCTION outbox._enter(outbox.claim_state, interval) IS 'ends a claim: its row in the books; part of outbox.claim';
 
--- What a claim hands out: events with the destinations they are owed to, as the text of an array. Fresh events come first,
--- then deliveries that are due, for which half of the room is kept; what they leave goes to fresh events again. The caller
--- has the settings.
+-- The claim, step by step. Fresh events come first, then due deliveries, for which half of the room is kept; fresh events get
+-- what they leave. Returns the events with their destinations, each list as the text of an array. The caller has pinned the
+-- settings.
 CREATE FUNCTION outbox._claim(
     max_events int, served text[], lease interval, OUT token bigint, OUT ids bigint[], OUT held text[])
     LANGUAGE plpgsql
@@ -281,8 +281,8 @@ $$;
 COMMENT ON FUNCTION outbox.claim(int, text[], interval) IS
     'hands out up to max_events events, oldest first, to be settled with ack, fail, reject or release before the lease ends';
 
--- For a consumer whose claim failed because one event of it can't be sent: no client can read a text that is longer than
--- 1 GB, or bytes that are none of its encoding. It claims like this, then asks for each event by itself.
+-- For a consumer whose claim failed because an event can't be sent to it: a text longer than 1 GB, or bytes that its encoding
+-- lacks. It claims with this function and then asks for each event by itself.
 CREATE FUNCTION outbox.claim_refs(
     max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
     RETURNS SETOF outbox.claimed_ref
