@@ -1,7 +1,7 @@
 -- The books: what a claim still holds, what an event's deliveries say of it, and how a claim of whole events becomes a
 -- list of deliveries.
 
--- Each token given holds one thing less. A claim's row goes when the claim holds nothing.
+-- Takes one event or delivery off the books for each token. A claim's row goes when the claim holds nothing.
 CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
     LANGUAGE plpgsql
 AS $$
@@ -29,7 +29,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'each token given holds one thing less';
+COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'takes one event or delivery off the books for each token';
 
 CREATE FUNCTION outbox._rest(v_id bigint) RETURNS text
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -43,9 +43,9 @@ BEGIN
       FROM outbox.delivery d WHERE d.id = v_id);
 END
 $$;
-COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that an event''s deliveries alone give it';
+COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that follows from an event''s deliveries';
 
--- A listed event's status follows from its deliveries. Where the application has locked the row, this is done later.
+-- A listed event's status follows from its deliveries. If the application has locked the row, the status waits.
 CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -73,7 +73,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'the status of listed events, from what is outstanding';
+COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'sets the status of listed events from their deliveries';
 
 CREATE FUNCTION outbox._refresh_all() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
@@ -87,7 +87,7 @@ BEGIN
          WHERE e.claim_token IS NULL AND e.listed AND e.status <> s.status));
 END
 $$;
-COMMENT ON FUNCTION outbox._refresh_all() IS 'the status of all events that have deliveries';
+COMMENT ON FUNCTION outbox._refresh_all() IS 'sets the status of all events that have deliveries';
 
 -- Turns events that are claimed whole into rows of outbox.delivery, one for each destination that the claim holds.
 CREATE FUNCTION outbox._list(v_ids bigint[]) RETURNS void
@@ -171,7 +171,7 @@ BEGIN
     PERFORM outbox._list(ARRAY(SELECT i.id FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)));
 END
 $$;
-COMMENT ON FUNCTION outbox._list_in_flight() IS 'what all claims hold is listed, before a destination begins to want other events';
+COMMENT ON FUNCTION outbox._list_in_flight() IS 'lists what all claims hold, before a destination begins to want other events';
 
 -- After deliveries ended or were given back: updates their claims, those that waited for them, and their events.
 CREATE FUNCTION outbox._left_claim(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
@@ -183,7 +183,7 @@ BEGIN
     PERFORM outbox._refresh(v_ids);
 END
 $$;
-COMMENT ON FUNCTION outbox._left_claim(bigint[], text[], bigint[], bigint[]) IS 'what follows when deliveries leave a claim';
+COMMENT ON FUNCTION outbox._left_claim(bigint[], text[], bigint[], bigint[]) IS 'updates the books after deliveries left a claim';
 
 -- After a delivery failed, takes back the later ones with its ordering key that the same claim holds: they must not be
 -- delivered before it. No other claim can hold any.
@@ -208,7 +208,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._take_back(bigint, text, bigint, bigint) IS 'takes later events of an ordering key back, to wait for one that failed';
 
--- Ends a settlement: consumers that wait for one to end are told.
+-- Ends a settlement: wakes consumers that wait for one.
 CREATE FUNCTION outbox._settled(v_changed boolean) RETURNS void
     LANGUAGE plpgsql
 AS $$

@@ -1,6 +1,6 @@
 -- Settling what was delivered.
 
--- Delivered to every destination the claim handed out. The common case: no row but the event's is touched.
+-- Events that reached every destination of their claim. The common case changes one row, the event's.
 CREATE FUNCTION outbox._delivered(v_tokens bigint[], v_ids bigint[]) RETURNS bigint
     LANGUAGE plpgsql
 AS $$
@@ -44,7 +44,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._delivered(bigint[], bigint[]) IS 'settles events delivered to all that their claim handed out';
 
--- The exceptions that say «delivered»: to this destination, while another one of the event is still at work or failed.
+-- Exceptions with the outcome delivered: one destination has the event while another is still at work or failed.
 CREATE FUNCTION outbox._delivered_to(v_exceptions jsonb) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off

@@ -54,4 +54,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox._failed(bigint, bigint, text, text, text, interval) IS
-    'one event did not get through, to one destination or to all that the token holds';
+    'settles an event that did not get through to one destination, or to all that the token holds';

@@ -1,10 +1,9 @@
--- Settling: what became of claimed events. Each function changes only what the given token still holds; anything else
--- counts for nothing. They take the lock that claims take, so that a claim sees a settlement whole or not at all.
--- (A token is compared with IS NOT DISTINCT FROM where a delivery is already known by its key: with = the planner may look
--- through all that the token holds instead, once for each delivery.)
+-- Settling: consumers report the outcomes of claimed events. Each function changes only what the given token still holds. It
+-- takes the claim lock, so that a claim sees a settlement whole or not at all. (Statements that know a delivery's key compare
+-- its token with IS NOT DISTINCT FROM: with "=" the planner may look through everything that the token holds instead.)
 
--- An outcome is neither lost nor waited for because the application has the event's row locked: it is settled when the row
--- is free. Until then the claim holds the event.
+-- Keeps the outcome of an event that the application has locked, and settles it when the row is free. Until then the claim
+-- holds the event, and nobody waits.
 CREATE FUNCTION outbox._postpone(
     INOUT tokens bigint[], INOUT ids bigint[], INOUT exceptions jsonb, OUT postponed bigint)
     LANGUAGE plpgsql
@@ -37,7 +36,7 @@ BEGIN
     PERFORM outbox._look_again();
 END
 $$;
-COMMENT ON FUNCTION outbox._postpone(bigint[], bigint[], jsonb) IS 'keeps for later what concerns locked events, and returns the rest';
+COMMENT ON FUNCTION outbox._postpone(bigint[], bigint[], jsonb) IS 'keeps the outcomes of locked events for later and returns the others';
 
 CREATE FUNCTION outbox._postpone_one(
     v_token bigint, v_id bigint, v_destination text, v_outcome text, v_error text, v_retry_in interval) RETURNS boolean
@@ -50,9 +49,9 @@ BEGIN
                'retry_in', extract(epoch FROM v_retry_in)))) p;
 END
 $$;
-COMMENT ON FUNCTION outbox._postpone_one(bigint, bigint, text, text, text, interval) IS 'whether this outcome is kept for later';
+COMMENT ON FUNCTION outbox._postpone_one(bigint, bigint, text, text, text, interval) IS 'keeps one outcome for later if its event is locked; whether it did';
 
--- The relay's call: everything that became known since the last one.
+-- The relay's call: reports all outcomes since the last one.
 CREATE FUNCTION outbox.settle(
     tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]', OUT settled bigint, OUT latencies float8[])
     LANGUAGE plpgsql SECURITY DEFINER
@@ -118,7 +117,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.settle(bigint[], bigint[], jsonb) IS
-    'settles many events of many claims at once; exceptions lists what did not go to every destination alike. settled: what the tokens held; latencies: seconds, of each event that is processed now';
+    'settles events of many claims at once; exceptions: those that did not reach every destination. Returns how many the tokens held, and the seconds from when each event that is processed now could be delivered';
 
 CREATE FUNCTION outbox.ack(claim_token bigint, ids bigint[] DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -215,7 +214,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox.renew(bigint[], interval) IS 'the lease of open claims starts anew; returns how many were open';
 
--- What the application's transactions and its locks left behind. For the worker, under the claims' lock.
+-- Does the work that was left for later. For the worker, under the claim lock.
 CREATE FUNCTION outbox._catch_up() RETURNS void
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -234,4 +233,4 @@ BEGIN
     PERFORM outbox._look_after_touched();
 END
 $$;
-COMMENT ON FUNCTION outbox._catch_up() IS 'settles what was postponed, and looks after events that were touched';
+COMMENT ON FUNCTION outbox._catch_up() IS 'settles postponed outcomes and looks after touched events';

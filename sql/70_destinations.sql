@@ -1,4 +1,4 @@
--- Destinations: what is known of each, who may see it, and how an operator changes it. Each change is announced on the
+-- Destinations: their properties, who may see these, and how an operator changes them. Each change is announced on the
 -- channel outbox_destinations, so that running relays take it up at once.
 
 CREATE FUNCTION outbox._require_destination(name text) RETURNS void
@@ -41,7 +41,7 @@ RETURN has_function_privilege(coalesce(nullif(current_setting('role'), 'none'), 
                               'outbox.relay_destinations()', 'EXECUTE');
 COMMENT ON FUNCTION outbox._caller_reads_secrets() IS 'whether the session''s role may see secrets that others made';
 
--- outbox_keeper has no right to what claims lock.
+-- outbox_keeper has no right to the table of events, which outbox._lock() locks too.
 CREATE FUNCTION outbox._lock_for_secrets() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -55,7 +55,7 @@ CREATE FUNCTION outbox._forget_secrets(before timestamptz) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Who has one locked changes it, and sets a timer for what it becomes.
+    -- A session that has a secret locked changes it and sets the timer itself.
     DELETE FROM outbox.secret s
      WHERE s.ctid = ANY (ARRAY(SELECT x.ctid FROM outbox.secret x
                                 WHERE x.expires_at <= least(before, clock_timestamp()) FOR UPDATE SKIP LOCKED));
@@ -96,7 +96,7 @@ BEGIN
             MESSAGE = format('destination %I exists already, of kind %s', v_old.name, v_old.kind),
             HINT = 'Remove it first with outbox.remove_destination(), or choose another name.';
     END IF;
-    -- What is in flight was handed out by the old patterns.
+    -- Claims in flight were made by the old patterns.
     IF v_old.event_types <> _put_destination.event_types THEN
         PERFORM outbox._list_in_flight();
     END IF;

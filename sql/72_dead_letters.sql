@@ -13,7 +13,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._owed_again(bigint[]) IS 'events with new deliveries are pending again';
 
--- An event is owed again to a destination (null: to each that gave it up or, of a processed event, each that wants it).
+-- Owes an event again to one destination, or (null) to each that gave it up; a processed event, to each that wants it.
 CREATE FUNCTION outbox.replay(event_id uuid, destination text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = 0
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -24,8 +24,8 @@ DECLARE
     v_changed bigint;
 BEGIN
     PERFORM outbox._require_destination(replay.destination) WHERE replay.destination IS NOT NULL;
-    -- Before the lock of the claims, which nobody holds who waits for a row. Retention takes no turns: the row is kept from
-    -- it until this is over.
+    -- Locks the row first: the holder of the claim lock must not wait for one. Retention, which takes no claim lock, passes
+    -- it meanwhile.
     PERFORM FROM @extschema@.outbox_events e WHERE e.event_id = replay.event_id FOR UPDATE;
     PERFORM outbox._lock();
     SELECT e.id, e.event_type, e.status, e.claim_token, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
@@ -86,7 +86,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.replay_failed(text, text) IS
-    'owes all dead letters of these types again and returns how many events that were';
+    'owes all dead letters of these types again; returns the number of events';
 
 CREATE FUNCTION outbox.purge_failed(older_than interval DEFAULT '0', event_types text DEFAULT '*') RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -97,7 +97,7 @@ DECLARE
 BEGIN
     PERFORM outbox._check_patterns(ARRAY[event_types]);
     PERFORM outbox._lock();
-    -- Nothing may be left to the commit.
+    -- Checks must not be left to the commit, which is the caller's.
     IF EXISTS (SELECT FROM pg_constraint c
                 WHERE c.confrelid = '@extschema@.outbox_events'::regclass AND c.contype = 'f' AND c.condeferrable) THEN
         SET CONSTRAINTS ALL IMMEDIATE;
@@ -118,4 +118,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.purge_failed(interval, text) IS
-    'removes dead letters created longer ago than that, and returns how many events went';
+    'removes dead letters of events created longer ago; returns the number of events removed';

@@ -1,12 +1,12 @@
 -- Recovery: everything in shared memory follows from the tables, when the worker starts and after rows arrived with a
 -- status of their own.
 
--- Rows that came with a restore, or were copied by hand, in whatever order and number of transactions. So nothing follows
--- from a row that is not there: it may be on its way. What follows from those that are there:
---   an event claimed by an unknown claim is given back; where some of its deliveries are listed, all that want it are owed it
---   a delivery claimed by an unknown claim is given back
---   a delivery that waits for nothing goes on, and an event's status is what its deliveries say
--- What contradicts itself is counted for outbox.health(), and left for outbox.repair().
+-- Mends rows that came with a restore or were copied by hand, in any order and any number of transactions. A missing row may
+-- still be on its way, so nothing follows from it. The rows that are there tell that
+--   an event of an unknown claim is given back; if it is listed, every destination that wants it is owed it
+--   a delivery of an unknown claim is given back
+--   a delivery that waits for nothing is due, and an event's status follows from its deliveries
+-- Contradictions are counted for outbox.health() and left to outbox.repair().
 CREATE FUNCTION outbox._mend() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
@@ -56,12 +56,11 @@ BEGIN
      WHERE x.n > 0;
 END
 $$;
-COMMENT ON FUNCTION outbox._mend() IS 'draws from rows that came with a restore what follows from them, and counts what contradicts itself';
+COMMENT ON FUNCTION outbox._mend() IS 'mends rows that came with a restore and counts contradictions';
 
--- Everything in shared memory follows from the tables. Run when the worker starts, and after rows arrived with a status
--- of their own (a restore). Returns when to look for what is due: at once. v_count: shared memory is new, so that
--- events are counted; a worker that comes back on a running server finds the counters right. Writers are not kept out:
--- what they add while the rows are counted is added to the count.
+-- Rebuilds shared memory when the worker starts and after a restore. Returns when to look for what is due: at once. v_count:
+-- counts the events, because shared memory is new; after a worker alone has restarted, the counters are right. Writers go on:
+-- their rows are added to the count.
 CREATE FUNCTION outbox._recover(v_count boolean) RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = on SET enable_hashjoin = on
@@ -80,7 +79,7 @@ BEGIN
     END IF;
     PERFORM outbox._forget_earlier_starts();
     PERFORM outbox._mend();
-    -- On a server so busy that no moment is quiet the last count is nearly right, and the worker makes another.
+    -- If a commit came in at each try, the last count is nearly right, and the worker counts again.
     FOR v_try IN 1..100 LOOP
         PERFORM outbox._count_begin();
         SELECT count(*) FILTER (WHERE e.status = 'pending') AS pending,
@@ -99,7 +98,7 @@ BEGIN
     RETURN clock_timestamp();
 END
 $$;
-COMMENT ON FUNCTION outbox._recover(boolean) IS 'rebuilds shared memory from the tables and releases the claims of the dead';
+COMMENT ON FUNCTION outbox._recover(boolean) IS 'rebuilds shared memory from the tables and releases claims whose session has ended';
 
 CREATE FUNCTION outbox.repair() RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0

@@ -24,7 +24,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._next_due() IS 'the next moment at which something is due; null: nothing is';
 
--- The timer fired. Takes no turn: who claims and stays in its transaction holds up no wake-up.
+-- The timer fired. Takes no claim lock: a consumer that claims and stays in its transaction holds up no wake-up.
 CREATE FUNCTION outbox._due() RETURNS timestamptz
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -39,7 +39,7 @@ BEGIN
                                        AND d.next_attempt_at <= v_now LIMIT 1) x)
        OR EXISTS (SELECT FROM @extschema@.outbox_events e
                    WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending')
-       -- What a claim left behind may have been behind a row that the application had locked.
+       -- A claim may have left events behind a row that the application had locked.
        OR outbox._is_waiting() THEN
         PERFORM outbox._wake('due');
     END IF;
@@ -51,7 +51,8 @@ END
 $$;
 COMMENT ON FUNCTION outbox._due() IS 'wakes consumers for what is due and returns when the next thing is';
 
--- What was left for later is done, and claims whose lease is over are released. Takes a turn only if there are any. Returns what was in the way of some.
+-- Does the work that was left for later and releases claims whose lease is over. Takes the claim lock only if there are any.
+-- Returns SQLSTATE and message of an obstacle.
 CREATE FUNCTION outbox._end_leases() RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -70,16 +71,16 @@ BEGIN
     RETURN v_error;
 END
 $$;
-COMMENT ON FUNCTION outbox._end_leases() IS 'does what was left for later and releases the claims whose lease is over';
+COMMENT ON FUNCTION outbox._end_leases() IS 'does the work that was left for later and releases claims whose lease is over';
 
--- released: of these attachments, those that hold nothing any more. error: what was in the way of the others.
+-- released: the attachments that hold nothing any more. error: SQLSTATE and message of an obstacle to the others.
 CREATE FUNCTION outbox._release_attachments(v_attachments bigint[], OUT released bigint[], OUT error text)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_tokens bigint[] := ARRAY(SELECT c.token FROM outbox.claims c WHERE c.attachment = ANY (v_attachments));
 BEGIN
-    -- Those that ended claim nothing any more: what they hold is seen without a turn.
+    -- An attachment that has ended claims nothing more: its claims are visible without the lock.
     IF cardinality(v_tokens) > 0 THEN
         PERFORM outbox._lock();
         error := outbox._release_apart(v_tokens);

@@ -20,8 +20,8 @@ AS $$
 $$;
 COMMENT ON FUNCTION outbox._remove_unlocked(bigint[]) IS 'removes those of these processed events that nobody has locked';
 
--- All at once; if that fails, one by one, so that each event stands for itself. A foreign key that is checked at the commit
--- is checked here, where it can be told whose it is.
+-- Removes them together or, if that fails, one by one. Checks foreign keys here, not at the commit, to know which event they
+-- keep.
 CREATE FUNCTION outbox._remove_processed(v_ids bigint[]) RETURNS text
     LANGUAGE plpgsql
 AS $$
@@ -50,7 +50,7 @@ COMMENT ON FUNCTION outbox._remove_processed(bigint[]) IS
     'removes processed events, as many as can be; returns SQLSTATE and message of what was in the way';
 
 -- One step: looks at events from an id on, in the order of id, and removes up to v_most of those that are old enough.
--- What can't be removed (locked, referenced, kept by a trigger) is passed: the worker comes back to it. With v_most 0 the
+-- Passes events that can't be removed (locked, referenced, kept by a trigger): the worker comes back to them. With v_most 0 the
 -- first that is old enough is passed untried. Takes no lock that a claim could wait for, and waits for none.
 --   last      the last id that was looked at; null: the end of the table was reached
 --   skipped   the lowest id that was to go and is still there
@@ -87,7 +87,7 @@ BEGIN
         RETURN;
     END IF;
     last := CASE WHEN v_seen.n = v_window THEN v_seen.last END;
-    -- Where the sum is beyond the last moment there is, it is never.
+    -- A sum beyond the last timestamp means never.
     IF isfinite(v_seen.young) THEN
         young := v_seen.young + v_kept;
     END IF;

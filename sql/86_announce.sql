@@ -1,9 +1,9 @@
--- What the worker announces.
+-- The texts of notifications.
 
--- The announcements of events, as bytes in the database's encoding, in the order of id. bodies: as outbox.notify_payload
--- wants it; cuts: without the data, marked as truncated; shorts: the identities alone. What can't fit in a notification is
--- not even fetched: texts of more than 8,000 bytes, and data of more than 65,536 (as stored, JSON takes up to five times
--- what it takes as text).
+-- Describes events for notifications, as bytes in the database's encoding, in the order of id. bodies: as the setting
+-- outbox.notify_payload says; cuts: without the data, marked as truncated; shorts: the identities only. Doesn't fetch values
+-- that can't fit in a notification: texts of more than 8,000 bytes, and data of more than 65,536 (stored JSON takes up to
+-- five times the bytes of its text).
 CREATE FUNCTION outbox._describe(v_ids bigint[], v_mode text, OUT bodies bytea[], OUT cuts bytea[], OUT shorts bytea[])
     LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$

@@ -1,4 +1,4 @@
--- What an operator wants to know at a glance. Nothing here scans the events.
+-- Statistics, at a price that does not depend on the number of events.
 
 CREATE FUNCTION outbox._oldest_pending() RETURNS interval
     LANGUAGE plpgsql VOLATILE

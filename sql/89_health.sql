@@ -1,6 +1,6 @@
--- What is wrong, and what to do about it.
+-- Health: what is wrong, and what to do about it.
 
--- Without the text of queries and the addresses of clients.
+-- Without query texts and client addresses.
 CREATE FUNCTION outbox._sessions()
     RETURNS TABLE (pid int, datname name, usename name, application_name text, backend_type text, state text,
                    wait_event_type text, wait_event text, xact_start timestamptz, query_start timestamptz,
@@ -13,8 +13,8 @@ AS $$
 $$;
 COMMENT ON FUNCTION outbox._sessions() IS 'the sessions of the server, for which the owner of health() has no rights of its own';
 
--- What is attached to the extension's tables and not the extension's. essential: it decides or changes what happens there;
--- otherwise it can keep events from being removed.
+-- Objects of others on the extension's tables. essential: one that changes what happens there; the others can only keep
+-- events from being removed.
 CREATE FUNCTION outbox._foreign_objects(OUT what text, OUT essential boolean) RETURNS SETOF record
     LANGUAGE sql STABLE
 AS $$
@@ -146,4 +146,4 @@ BEGIN
         'A session that listens sits in a long transaction: see pg_stat_activity.';
 END
 $$;
-COMMENT ON FUNCTION outbox.health() IS 'one row a check: whether it is well, what was seen, what to do if not';
+COMMENT ON FUNCTION outbox.health() IS 'one row for each check: whether it is well, what was found, and what to do if it is not';
