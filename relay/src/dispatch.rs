@@ -183,10 +183,12 @@ impl Dispatcher {
         let bytes = self.tuning.max_bytes_in_flight;
         self.claiming = true;
         self.metrics.claims.inc();
-        self.query(async move {
-            let events = store.claim(asked, &names, lease, bytes).await?;
+        // Large events take their time: the limit is on silence, not on the whole.
+        let silence = answer_limit(&self.tuning);
+        self.queries.push(Box::pin(async move {
+            let events = store.claim(asked, &names, lease, bytes, silence).await?;
             Ok(Answer::Claimed(Batch { asked, names, events, at }))
-        });
+        }));
     }
 
     fn settle(&mut self) {

@@ -149,40 +149,47 @@ impl Store {
     }
 
     /// Claims up to `count` events and keeps the payloads of the first `bytes` of them, of one at least. When the server
-    /// can't hand out what one of them holds, that one is found, and the others are claimed.
+    /// can't hand out what one of them holds, that one is found, and the others are claimed. A server that says nothing for
+    /// so long (`silence`) is given up.
     pub async fn claim(
         &self,
         count: usize,
         destinations: &[String],
         lease: Duration,
         bytes: usize,
+        silence: Duration,
     ) -> Result<Vec<Claimed>> {
         let count = i32::try_from(count).unwrap_or(i32::MAX);
         let lease = lease.as_secs_f64();
         let raw: Vec<&[u8]> = destinations.iter().map(String::as_bytes).collect();
         let names: &(dyn ToSql + Sync) = if self.dialect.utf8 { &destinations } else { &raw };
         let parameters = [&count as &(dyn ToSql + Sync), names, &lease];
-        let mut claimed = match self.claims.on(self.claim_whole(&parameters, bytes)).await {
+        let mut claimed = match self.claims.on(self.claim_whole(&parameters, bytes, silence)).await {
             Err(error) if is_about_a_value(&error) => {
                 tracing::warn!(%error, "an event can't be handed out; looking for it, one by one");
-                self.claims.on(self.claim_one_by_one(&parameters, bytes)).await?
+                self.claims.on(self.claim_one_by_one(&parameters, bytes, silence)).await?
             }
             claimed => claimed?,
         };
         if let Some(retried) = claimed.iter().find(|one| one.retries > 0) {
             let token = retried.token;
             let attempts = self.dialect.attempts();
-            let attempts = self.claims.on(self.claims.client.query(&attempts, &[&token])).await?;
+            let attempts = self.claims.on(within(silence, self.claims.client.query(&attempts, &[&token]))).await?;
             rows::add_attempts(&mut claimed, &attempts)?;
         }
         Ok(claimed)
     }
 
-    async fn claim_whole(&self, parameters: &[&(dyn ToSql + Sync); 3], bytes: usize) -> Result<Vec<Claimed>> {
-        let found = self.claims.client.query_raw(&self.claim, parameters.iter().copied()).await?;
-        let mut found = std::pin::pin!(found);
+    async fn claim_whole(
+        &self,
+        parameters: &[&(dyn ToSql + Sync); 3],
+        bytes: usize,
+        silence: Duration,
+    ) -> Result<Vec<Claimed>> {
+        let asking = self.claims.client.query_raw(&self.claim, parameters.iter().copied());
+        let mut found = std::pin::pin!(within(silence, asking).await?);
         let (mut claimed, mut taken) = (Vec::new(), 0);
-        while let Some(row) = found.try_next().await? {
+        while let Some(row) = within(silence, found.try_next()).await? {
             let one = rows::claimed(&row, taken < bytes)?;
             taken += one.size;
             claimed.push(one);
@@ -190,15 +197,20 @@ impl Store {
         Ok(claimed)
     }
 
-    async fn claim_one_by_one(&self, parameters: &[&(dyn ToSql + Sync); 3], bytes: usize) -> Result<Vec<Claimed>> {
+    async fn claim_one_by_one(
+        &self,
+        parameters: &[&(dyn ToSql + Sync); 3],
+        bytes: usize,
+        silence: Duration,
+    ) -> Result<Vec<Claimed>> {
         let client = &self.claims.client;
-        let references = client.query(&self.dialect.claim_refs(), parameters).await?;
-        let read = client.prepare(&self.dialect.claimed()).await?;
+        let references = within(silence, client.query(&self.dialect.claim_refs(), parameters)).await?;
+        let read = within(silence, client.prepare(&self.dialect.claimed())).await?;
         let (mut claimed, mut taken) = (Vec::new(), 0);
         for reference in &references {
             let mut one = rows::reference(reference)?;
             if taken < bytes {
-                match client.query_opt(&read, &[&one.token, &one.id]).await.map_err(Error::from) {
+                match within(silence, client.query_opt(&read, &[&one.token, &one.id])).await {
                     Ok(Some(row)) => one = Claimed { destinations: one.destinations, ..rows::claimed(&row, true)? },
                     // Its lease is over, or it was deleted.
                     Ok(None) => {}
@@ -294,6 +306,15 @@ impl Store {
         let kept = text.chars().take(2000);
         kept.map(|c| if c == '\0' || !(self.dialect.utf8 || c.is_ascii()) { '?' } else { c }).collect()
     }
+}
+
+/// The answer, unless nothing comes for so long.
+async fn within<T>(
+    silence: Duration,
+    answer: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+) -> Result<T> {
+    let late = |_| Error::Server(format!("PostgreSQL did not answer within {} s", silence.as_secs()));
+    timeout(silence, answer).await.map_err(late)?.map_err(Error::from)
 }
 
 /// What one value makes impossible: a character that has no counterpart, a text that no message holds.
