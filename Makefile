@@ -1,54 +1,83 @@
-# The commands of the README. Everything they need is installed by scripts/setup.sh.
+# The commands of the README and of CONTRIBUTING.md. scripts/setup.sh installs everything they need.
 
+# Debian's PostgreSQL 15 where it is installed, else the newest of Debian's, else the one on the path.
 PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/pg_config))) $(shell command -v pg_config))
 DESTDIR ?=
+ONLY ?=
 VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pg_outbox_ext/pg_outbox.control)
 
-# Known only when a recipe runs: `make demo` may have installed PostgreSQL a moment ago.
+# Expanded when a recipe runs, because `make demo` may have installed PostgreSQL a moment ago.
 major = $(shell '$(PG_CONFIG)' --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
-# The first version shares cargo's directory with the relay; others have their own, so that they don't build in turns.
+# PostgreSQL 15 shares cargo's directory with the relay. Every other version has a directory of its own, so that switching
+# between versions rebuilds nothing.
 library_target = $(if $(filter 15,$(major)),target,target/pg$(major))
 library_cargo = PGRX_PG_CONFIG_PATH='$(PG_CONFIG)' CARGO_TARGET_DIR='$(library_target)' cargo
+# With a name only the integration tests that match it, else all tests of the package.
+tests = $(if $(strip $(ONLY)),--test it -- $(ONLY))
 
-.PHONY: help demo test up down bench install library relay unit setup clean
+.PHONY: help setup demo up down test check lint unit bench install library relay clean needs-postgresql
 
+## Usage: make TARGET [PG_CONFIG=/path/to/pg_config]
+##
 help:
-	@echo 'make demo | test | up | down | bench [ONLY=name] | install PG_CONFIG=… [DESTDIR=…]'
+	@sed -n 's/^## \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
-setup:
-	@scripts/setup.sh
-
+##   demo               deliver real events on private servers, with the time of each step; ends by itself
+##   up [RELAYS=1]      start private servers and relays and leave them running; .dev/env says how to reach them
 # A fresh make, because the server's pg_config may not have been there when this one started.
 demo up: setup
 	@$(MAKE) --no-print-directory install relay
 	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-tests --bin $(if $(filter up,$@),dev -- up,demo)
 
+##   down               stop what `make up` started and remove its data
 down:
 	@cargo run --quiet --release -p outbox-tests --bin dev -- down
 
-test: setup
-	@$(MAKE) --no-print-directory install relay unit
-	@PG_CONFIG='$(PG_CONFIG)' cargo test --release -p outbox-tests
+##   check              what a commit needs: formatting, lints, unit tests; builds, but installs nothing
+check: lint unit
 
+##   test [ONLY=name]   all tests; ONLY: install, then run only the integration tests whose names contain it
+test: setup
+	@$(MAKE) --no-print-directory install relay $(if $(strip $(ONLY)),,unit)
+	@PG_CONFIG='$(PG_CONFIG)' cargo test --release -p outbox-tests $(tests)
+
+##   bench [ONLY=rows]  the benchmark, or some of its rows; see docs/performance.md
 bench: setup
 	@$(MAKE) --no-print-directory install relay
 	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-tests --bin bench -- $(ONLY)
 
-unit:
+##   lint               formatting and lints
+lint: needs-postgresql
+	@cargo fmt --all --check
+	@cargo clippy --release --all-targets -p outbox-relay -p outbox-models -p outbox-tests -- -D warnings
+	@$(library_cargo) clippy --release --all-targets -p pg_outbox --features pg$(major) -- -D warnings
+
+##   unit               unit tests and models
+unit: needs-postgresql
 	@cargo test --release -p outbox-relay
 	@cargo test --release -p outbox-models
 	@$(library_cargo) test --release -p pg_outbox --lib --features pg$(major)
 
-relay:
-	@cargo build --release -p outbox-relay
-
-library:
-	@[ -n '$(PG_CONFIG)' ] || { echo 'no PostgreSQL found: set PG_CONFIG to its pg_config' >&2; exit 1; }
-	@$(library_cargo) build --release -p pg_outbox --features pg$(major)
-
+##   install            build the extension and install it for that PostgreSQL; DESTDIR= is honoured
 install: library
 	@scripts/install.sh '$(PG_CONFIG)' '$(library_target)/release/libpg_outbox.so' '$(VERSION)' '$(DESTDIR)'
 
+##   library            build the extension
+library: needs-postgresql
+	@$(library_cargo) build --release -p pg_outbox --features pg$(major)
+
+##   relay              build the relay: target/release/outbox-relay
+relay:
+	@cargo build --release -p outbox-relay
+
+##   setup              install what building and testing need; does nothing when all is there
+setup:
+	@scripts/setup.sh
+
+##   clean              remove all build results and downloads
 clean:
 	cargo clean
 	rm -rf .cache
+
+needs-postgresql:
+	@[ -n '$(PG_CONFIG)' ] || { echo 'No PostgreSQL found. Set PG_CONFIG to the path of its pg_config.' >&2; exit 1; }

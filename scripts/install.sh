@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies the built extension to where a PostgreSQL looks for it. Arguments: pg_config, library, version, DESTDIR.
+# Installs the built extension for one PostgreSQL. Arguments: pg_config, library, version, DESTDIR.
 set -euo pipefail
 pg_config=$1 library=$2 version=$3 destdir=${4:-}
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ for upgrade in sql/upgrade/*.sql; do
     [ ! -e "$upgrade" ] || cp "$upgrade" "$staged/"
 done
 
-# The same files are there already: nothing to do, and no right to write is needed.
+# If the same files are there already, nothing is written, so no right to write is needed.
 same=yes
 for file in "$staged"/*; do
     case $file in *.so) target=$libdir ;; *) target=$extdir ;; esac
@@ -25,11 +25,11 @@ done
 sudo=()
 writable() { mkdir -p "$1" 2>/dev/null && [ -w "$1" ]; }
 if ! writable "$libdir" || ! writable "$extdir"; then
-    command -v sudo >/dev/null || { echo "install: no right to write to $libdir: run as root, or set DESTDIR" >&2; exit 1; }
+    command -v sudo >/dev/null || { echo "install: can't write to $libdir; run as root, or set DESTDIR" >&2; exit 1; }
     sudo=(sudo)
 fi
 "${sudo[@]}" mkdir -p "$libdir" "$extdir"
-# A new file in place of the old one: a running server keeps the one it has mapped.
+# The old file is removed first, not overwritten: a running server has it mapped.
 "${sudo[@]}" rm -f "$libdir/pg_outbox.so"
 "${sudo[@]}" install -m 755 "$staged/pg_outbox.so" "$libdir/"
 "${sudo[@]}" install -m 644 "$staged"/*.control "$staged"/*.sql "$extdir/"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Installs what building and testing need and this machine lacks. Asks nothing; does nothing when all is there.
-# It leaves no server running: the packages' own clusters and services are kept from starting.
+# Installs the packages that building and testing need and this machine lacks. It asks nothing, and does nothing when
+# all of them are there. It leaves no server running: no cluster is created and no service started by the packages.
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-command -v cargo >/dev/null || die "Rust is missing: install it from https://rustup.rs, then try again"
-command -v cc >/dev/null || die "a C compiler is missing: install gcc or clang, then try again"
+command -v cargo >/dev/null || die "Rust is missing; install it from https://rustup.rs and try again"
+command -v cc >/dev/null || die "a C compiler is missing; install gcc or clang and try again"
 
-# PG_CONFIG names another PostgreSQL: then only the tools around it are needed.
+# If PG_CONFIG names another PostgreSQL that has the file, Debian's is not needed.
 given() { [ -n "${PG_CONFIG:-}" ] && [ -e "$("$PG_CONFIG" "--$1")/$2" ]; }
 missing=()
 have() { [ -e "$1" ] || missing+=("$2"); }
@@ -33,11 +33,11 @@ sudo=()
 if [ "$(id -u)" -ne 0 ]; then
     command -v sudo >/dev/null || die "please install as root: apt-get install ${missing[*]}"
     sudo=(sudo)
-    sudo -n true 2>/dev/null || [ -t 0 ] || die "sudo asks for a password and there is no terminal; please install as root: apt-get install ${missing[*]}"
+    sudo -n true 2>/dev/null || [ -t 0 ] || die "sudo needs a password and there is no terminal; please install as root: apt-get install ${missing[*]}"
 fi
 say "installing ${missing[*]}"
 
-# No service is started and no cluster made by what is installed now; what runs already is left alone.
+# The packages installed now start no service and create no cluster; servers that run already are left alone.
 policy=/usr/sbin/policy-rc.d clusters=/etc/postgresql-common/createcluster.d/pg_outbox-setup.conf
 made=()
 clean() { [ ${#made[@]} -eq 0 ] || "${sudo[@]}" rm -f "${made[@]}"; }
@@ -53,7 +53,7 @@ made+=("$clusters")
 
 apt() { "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q "$@" >&2 </dev/null; }
 apt update
-# The headers of the one version that is installed are enough.
+# Only the headers of the installed version are needed.
 wanted=()
 for package in "${missing[@]}"; do
     [ "$package" = postgresql-server-dev-all ] || { wanted+=("$package"); continue; }

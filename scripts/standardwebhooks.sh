@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the reference library of Standard Webhooks from PyPI, once, and prints the directory for PYTHONPATH.
+# Downloads the reference library of Standard Webhooks from PyPI unless it is there already, and prints the directory
+# for PYTHONPATH.
 set -euo pipefail
 cache=$(cd "$(dirname "$0")/.." && pwd)/.cache
 dir=$cache/standardwebhooks
