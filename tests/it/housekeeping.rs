@@ -81,44 +81,28 @@ async fn retention_passes_what_is_referenced_and_removes_the_rest() -> Result<()
 
 #[tokio::test]
 async fn retention_passes_what_is_locked_and_comes_back_to_it() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
-    let mut listener = listener(cluster, &database).await?;
-    let child = cluster.connect(&database).await?;
+    let cluster = Cluster::start().await?;
+    let database = cluster.database().await?;
+    let (session, mut listener) = (cluster.connect(&database).await?, listener(&cluster, &database).await?);
+    session.batch_execute("ALTER SYSTEM SET outbox.retention = '-1'").await?;
+    session.batch_execute("SELECT pg_reload_conf()").await?;
+    session.until("SELECT current_setting('outbox.retention') = '-1'", LONG).await?;
     session.batch_execute("CREATE TABLE child (event uuid REFERENCES outbox_events (event_id))").await?;
-    session
-        .batch_execute(
-            "INSERT INTO outbox_events (event_type, event_data) SELECT 'old', '{}' FROM generate_series(1, 20)",
-        )
-        .await?;
+    old_events(&session, 20).await?;
     // Two ways to hold a row: by its lock, and by a row that references it and is not committed.
-    let holder = cluster.connect(&database).await?;
+    let (holder, child) = (cluster.connect(&database).await?, cluster.connect(&database).await?);
     holder.batch_execute("BEGIN; SELECT FROM outbox_events ORDER BY id LIMIT 1 FOR UPDATE").await?;
     child
         .batch_execute("BEGIN; INSERT INTO child SELECT event_id FROM outbox_events ORDER BY id OFFSET 1 LIMIT 1")
         .await?;
-    session
-        .batch_execute(
-            "UPDATE outbox_events SET status = 'processed', processed_at = now() - interval '40 days'
-              WHERE id > (SELECT id FROM outbox_events ORDER BY id OFFSET 1 LIMIT 1)",
-        )
-        .await?;
+    session.batch_execute("ALTER SYSTEM RESET outbox.retention").await?;
+    session.batch_execute("SELECT pg_reload_conf()").await?;
     session.until(&left(2), LONG).await?;
-    holder.batch_execute("UPDATE outbox_events SET status = 'processed', processed_at = now() - interval '40 days' WHERE id = (SELECT min(id) FROM outbox_events)").await?;
     events_are_announced(&session, &mut listener).await?;
-    // The next holder stands in the queue for the lock, so that retention can't come in between.
-    let next = cluster.connect(&database).await?;
-    let queue = async {
-        anyhow::Ok(next.batch_execute("BEGIN; SELECT FROM outbox_events ORDER BY id LIMIT 1 FOR UPDATE").await?)
-    };
-    let hand_over = async {
-        session.until("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)", LONG).await?;
-        anyhow::Ok(holder.batch_execute("COMMIT").await?)
-    };
-    tokio::try_join!(queue, hand_over)?;
     old_events(&session, 20).await?;
     session.until(&left(2), LONG).await?;
     events_are_announced(&session, &mut listener).await?;
-    next.batch_execute("ROLLBACK").await?;
+    holder.batch_execute("ROLLBACK").await?;
     session.until(&left(1), LONG).await?;
     child.batch_execute("ROLLBACK").await?;
     Ok(())
