@@ -111,9 +111,6 @@ impl Chores {
     fn gather(&mut self) {
         let (database, now) = (self.database, wake::now());
         let timers = &database.timers;
-        if timers.scheduled.take(now) {
-            database.wake_due.store(true, SeqCst);
-        }
         if database.recover.swap(false, SeqCst) || database.recount.is_spoiled() {
             database.recovered.store(false, SeqCst);
             self.wanted[Recover as usize] = true;

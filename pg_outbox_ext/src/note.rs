@@ -38,8 +38,6 @@ pub struct Note {
     pub unrouted: i64,
     pub latencies: Vec<u8>,
     pub due: i64,
-    /// When the first of the events that are scheduled can go.
-    pub scheduled: i64,
     /// When the first of the events that became processed is old enough to be removed.
     pub retention: i64,
     pub lease_due: i64,
@@ -70,7 +68,6 @@ impl Note {
             unrouted: 0,
             latencies: Vec::new(),
             due: NEVER,
-            scheduled: NEVER,
             retention: NEVER,
             lease_due: NEVER,
             claims: 0,
@@ -123,7 +120,6 @@ impl Note {
     pub fn moments(&self) -> Moments {
         Moments {
             due: self.due,
-            scheduled: self.scheduled,
             retention: self.retention,
             // Recovery has counted them all.
             claims: if self.found.is_some() { 0 } else { self.claims },
@@ -149,7 +145,6 @@ impl Note {
             self.latency(bucket);
         }
         self.due = self.due.min(inner.due);
-        self.scheduled = self.scheduled.min(inner.scheduled);
         self.retention = self.retention.min(inner.retention);
         self.lease_due = self.lease_due.min(inner.lease_due);
         self.claims += inner.claims;

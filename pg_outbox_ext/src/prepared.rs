@@ -25,7 +25,6 @@ pub struct Prepared {
     by_status: [AtomicI64; 4],
     published: AtomicI64,
     due: AtomicI64,
-    scheduled: AtomicI64,
     launch: AtomicBool,
 }
 
@@ -69,7 +68,6 @@ impl Prepared {
         }
         self.published.store(note.map_or(0, |n| n.published), Relaxed);
         self.due.store(note.map_or(NEVER, |n| n.due), Relaxed);
-        self.scheduled.store(note.map_or(NEVER, |n| n.scheduled), Relaxed);
         self.launch.store(note.is_some_and(|n| n.launch), Relaxed);
     }
 
@@ -77,17 +75,7 @@ impl Prepared {
         let changes: ByStatus = std::array::from_fn(|i| self.by_status[i].load(Relaxed));
         database.count(self.transaction.load(Relaxed), changes);
         database.counters.published.fetch_add(self.published.load(Relaxed), Relaxed);
-        let scheduled = self.scheduled.load(Relaxed);
-        if scheduled != NEVER {
-            database.wake_due.store(true, SeqCst);
-        }
-        database.timers.note(&Moments {
-            due: self.due.load(Relaxed),
-            scheduled,
-            retention: NEVER,
-            claims: 0,
-            lease_end: NEVER,
-        });
+        database.timers.note(&Moments { due: self.due.load(Relaxed), retention: NEVER, claims: 0, lease_end: NEVER });
         let min_id = self.min_id.load(Relaxed);
         if min_id != NEVER {
             database.lowered.fetch_min(min_id, SeqCst);
