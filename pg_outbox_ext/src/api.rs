@@ -1,5 +1,6 @@
 //! The functions that `sql/15_library.sql` declares. They note, or they read shared memory.
 
+use crate::backend;
 use crate::commit::note;
 use crate::counters::middle;
 use crate::note::Found;
@@ -59,9 +60,11 @@ fn high_water() -> Option<i64> {
 /// A snapshot taken before a lowered mark was taken over may miss the rows that lowered it: then the mark stays.
 #[pg_extern]
 fn set_water(low_water: i64, high_water: i64) {
-    // SAFETY: a plain read of a variable of this backend.
-    let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
-    let kept = if one_snapshot { shmem::current().map_or(BEFORE_ALL, |d| d.low_water.load(SeqCst)) } else { low_water };
+    let kept = if backend::has_one_snapshot() {
+        shmem::current().map_or(BEFORE_ALL, |d| d.low_water.load(SeqCst))
+    } else {
+        low_water
+    };
     note(|n| n.water = Some((kept, high_water)));
 }
 

@@ -13,7 +13,7 @@ use crate::attempt::{Failure, Patience, attempt};
 use crate::backoff::Backoff;
 use crate::retention::{Next, Retention, Step};
 use crate::shmem::{Database, NEVER};
-use crate::{guc, session, wake};
+use crate::{clock, guc, session};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use std::ffi::CStr;
@@ -75,21 +75,21 @@ impl Chores {
             wanted: [true; ALL.len()],
             turnless: [false; ALL.len()],
             backoffs: Default::default(),
-            retention: Retention::new(wake::monotonic()),
+            retention: Retention::new(clock::monotonic()),
             complaints: 0,
         }
     }
 
     /// Settings or the clock on the wall changed.
     pub fn look_at_all(&mut self) {
-        self.database.timers.look_at_all(wake::now());
-        self.retention.start_over(wake::monotonic());
+        self.database.timers.look_at_all(clock::now());
+        self.retention.start_over(clock::monotonic());
     }
 
     /// Does the first chore that is wanted and may be tried; false: there is none.
     pub fn one(&mut self) -> bool {
         self.gather();
-        let now = wake::monotonic();
+        let now = clock::monotonic();
         let ready = |chore: &&Chore| self.wanted[**chore as usize] && self.backoffs[**chore as usize].left(now) == 0;
         match ALL.iter().find(ready) {
             Some(chore) => {
@@ -102,14 +102,14 @@ impl Chores {
 
     /// Time until the next try, in microseconds.
     pub fn left(&self) -> Option<i64> {
-        let now = wake::monotonic();
+        let now = clock::monotonic();
         let retries = ALL.iter().filter(|c| self.wanted[**c as usize]).map(|c| self.backoffs[*c as usize].left(now));
         retries.chain(self.retention.left(now)).min()
     }
 
     /// What others asked for becomes this worker's own to do. Taken before the chore's snapshot: see `timers`.
     fn gather(&mut self) {
-        let (database, now) = (self.database, wake::now());
+        let (database, now) = (self.database, clock::now());
         let timers = &database.timers;
         if database.recover.swap(false, SeqCst) || database.recount.is_spoiled() {
             database.recovered.store(false, SeqCst);
@@ -120,7 +120,7 @@ impl Chores {
         // What the application's locks and deletes left for later has no timer but this.
         self.wanted[Leases as usize] |= timers.leases.take(now) || due;
         self.wanted[Due as usize] |= due;
-        let monotonic = wake::monotonic();
+        let monotonic = clock::monotonic();
         self.wanted[Retain as usize] |= timers.retention.take(now) && !self.retention.is_resting(monotonic)
             || self.retention.left(monotonic) == Some(0);
         self.heed_the_turn();
@@ -152,7 +152,7 @@ impl Chores {
             }
             Err(failure) => {
                 self.wanted[chore as usize] = true;
-                backoff.failed(wake::monotonic());
+                backoff.failed(clock::monotonic());
                 let turnless = failure.is_lock() && !failure.in_part && [Recover, Release, Leases].contains(&chore);
                 self.turnless[chore as usize] = turnless;
                 if turnless {
@@ -176,7 +176,7 @@ impl Chores {
         self.attempt(Recover, 0, || moment("SELECT outbox._recover($1)", &[count.into()]))?;
         // Consumers look for what came to light, and the worker for what is due.
         database.overflow.store(true, SeqCst);
-        database.timers.look_at_all(wake::now());
+        database.timers.look_at_all(clock::now());
         Ok(())
     }
 
@@ -211,14 +211,14 @@ impl Chores {
     fn retain(&mut self) -> Result<(), Failure> {
         let nothing = self.database.recovered.load(SeqCst) && self.database.counters.by_status[2].load(Relaxed) <= 0;
         let Some(kept) = guc::retention().filter(|_| !nothing) else {
-            self.retention.start_over(wake::monotonic());
+            self.retention.start_over(clock::monotonic());
             return Ok(());
         };
-        let begun = wake::monotonic();
+        let begun = clock::monotonic();
         let (from, size) = self.retention.next_step(begun, kept);
         match self.attempt(Retain, size, || step_of_retention(from, size)) {
             Ok((step, error)) => {
-                let now = wake::monotonic();
+                let now = clock::monotonic();
                 if let Next::Wait(Some(young)) = self.retention.stepped(now, now - begun, kept, step) {
                     self.database.timers.retention.set(young);
                 }

@@ -8,39 +8,19 @@
 //! | PREPARE | the note is kept under the transaction's name |
 //! | savepoint released, rolled back | its frame is merged, dropped |
 
+use crate::backend::{self, Local};
 use crate::note::{Note, Notes};
 use crate::shmem::{self, Database, NEVER};
 use crate::timers::AT_ONCE;
 use crate::{hooks, prepared, wake};
 use pgrx::pg_sys;
-use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering::*;
-
-/// State of this backend. PostgreSQL's backends have one thread.
-pub struct Local<T>(UnsafeCell<T>);
-
-// SAFETY: a backend is single-threaded, so there is never a second thread to share it with.
-unsafe impl<T> Sync for Local<T> {}
-
-impl<T> Local<T> {
-    pub const fn new(value: T) -> Self {
-        Local(UnsafeCell::new(value))
-    }
-
-    /// Not to be nested.
-    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        // SAFETY: one thread, and no caller passes a closure that comes back here.
-        f(unsafe { &mut *self.0.get() })
-    }
-}
 
 static NOTES: Local<Notes> = Local::new(Notes::new());
 
 /// Changes the note of the running (sub)transaction.
 pub fn note(f: impl FnOnce(&mut Note)) {
-    // SAFETY: reads a number of this backend's transaction state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
-    NOTES.with(|notes| f(notes.at(level)));
+    NOTES.with(|notes| f(notes.at(backend::nesting_level())));
 }
 
 /// In `_PG_init`.
@@ -85,8 +65,7 @@ unsafe extern "C-unwind" fn savepoint_ended(
     _arg: *mut std::ffi::c_void,
 ) {
     use pg_sys::SubXactEvent::*;
-    // SAFETY: reads a number of this backend's transaction state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    let level = backend::nesting_level();
     match event {
         SUBXACT_EVENT_COMMIT_SUB => {
             NOTES.with(|notes| notes.release(level));
@@ -109,16 +88,10 @@ fn give_back_lowered(taken: i64) {
     }
 }
 
-/// The running transaction's identity, with its epoch; 0: it has none, because it wrote nothing.
-pub fn transaction() -> u64 {
-    // SAFETY: reads this backend's transaction state.
-    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
-}
-
 fn apply(note: &Note) {
     let Some(shared) = shmem::try_get() else { return };
     if note.launch {
-        shared.ask_to_launch();
+        wake::launcher_for_this_database(shared);
     }
     let Some(database) = shmem::current() else { return };
     if note.dropped {
@@ -155,7 +128,7 @@ fn apply_counters(note: &Note, database: &Database) {
             database.timers.leases.recount(found.open_claims);
             database.recovered.store(true, SeqCst);
         }
-        None => database.count(transaction(), note.by_status),
+        None => database.count(backend::transaction(), note.by_status),
     }
     counters.published.fetch_add(note.published, Relaxed);
     counters.processed.fetch_add(note.processed, Relaxed);

@@ -8,9 +8,10 @@
 //! | DISCARD ALL | the session's attachment ends, as with the session |
 //! | PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED | see [`crate::prepared`] |
 
-use crate::commit::{Local, note};
+use crate::backend::{self, Local};
+use crate::commit::note;
 use crate::shmem::{self, Shared, State};
-use crate::{prepared, roles, session, sleep, wake};
+use crate::{clock, prepared, roles, session, sleep, wake};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::sync::atomic::Ordering::*;
@@ -221,11 +222,11 @@ fn suspend(name: &[u8], right: Right) {
         return;
     }
     let Some(slot) = shmem::find(oid) else { return };
-    let since = wake::monotonic();
+    let since = clock::monotonic();
     while slot.state() != State::Idle && slot.oid.load(SeqCst) == oid.to_u32() {
         slot.stop.store(true, SeqCst);
         wake::worker_now(slot);
-        if wake::monotonic() - since > BUSY {
+        if clock::monotonic() - since > BUSY {
             wake::terminate(slot);
         }
         sleep::for_latch(Some(2));
@@ -234,8 +235,7 @@ fn suspend(name: &[u8], right: Right) {
 
 /// False: no room, neither here (commands on databases by the dozen in one transaction) nor for all together.
 fn list_suspended(shared: &Shared, oid: pg_sys::Oid) -> bool {
-    // SAFETY: reads a number of this backend's transaction state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    let level = backend::nesting_level();
     SUSPENDED.with(|suspended| {
         if suspended.iter().any(|p| p.oid == oid.to_u32()) {
             return true;

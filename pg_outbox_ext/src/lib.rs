@@ -13,6 +13,7 @@
 //! - [`launcher`]: one worker for each database that has the extension
 //! - [`hooks`]: commands that end a database or the extension; two-phase commit
 //! - [`roles`]: with whose rights code runs
+//! - [`backend`], [`clock`]: this process as PostgreSQL knows it, and the time
 //! - [`session`]: attached consumers, whose end is noticed at once
 //! - [`api`], [`uuid`], [`guc`]: functions and settings
 //!
@@ -23,8 +24,10 @@ use pgrx::prelude::*;
 mod announce;
 mod api;
 mod attempt;
+mod backend;
 mod backoff;
 mod chores;
+mod clock;
 mod commit;
 mod counters;
 mod error;
@@ -58,13 +61,10 @@ pgrx::pg_module_magic!(name, version);
 /// Runs in the postmaster, before there is shared memory.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    // SAFETY: plain reads of variables that the postmaster set before it loads libraries.
-    let (preloading, upgrading) =
-        unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::IsBinaryUpgrade) };
-    if upgrading {
+    if backend::is_upgrading() {
         return;
     }
-    if !preloading {
+    if !backend::is_preloading() {
         error::raise(error::Error::NotPreloaded);
     }
     guc::define();

@@ -8,7 +8,7 @@ use crate::counters::ByStatus;
 use crate::note::Note;
 use crate::shmem::{self, Database, NEVER};
 use crate::timers::{AT_ONCE, Moments};
-use crate::{commit, wake};
+use crate::{backend, wake};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering::*};
@@ -57,7 +57,7 @@ pub fn remember(name: &[u8], note: Option<&Note>) {
 
 impl Prepared {
     fn fill(&self, note: Option<&Note>) {
-        self.transaction.store(commit::transaction(), Relaxed);
+        self.transaction.store(backend::transaction(), Relaxed);
         self.min_id.store(note.map_or(NEVER, |n| n.min_id), Relaxed);
         let ids = note.map_or(&[][..], |n| &n.ids);
         self.ids.iter().zip(ids).for_each(|(slot, id)| slot.store(*id, Relaxed));
@@ -93,7 +93,7 @@ pub fn commit(name: &[u8]) {
     let key = key(name);
     let slot = shared.prepared.iter().find(|p| p.name.load(SeqCst) == key);
     if slot.is_some_and(|p| p.launch.load(Relaxed)) {
-        shared.ask_to_launch();
+        wake::launcher_for_this_database(shared);
     }
     if let Some(database) = shmem::current() {
         match slot {

@@ -5,7 +5,7 @@ use crate::commit::note;
 use crate::counters::{bucket, status_index};
 use crate::note::Note;
 use crate::shmem::as_lowered;
-use crate::{guc, wake};
+use crate::{clock, guc};
 use pgrx::pg_sys;
 
 /// Columns by number, as `sql/10_tables.sql` creates them. Later ones only follow.
@@ -99,7 +99,7 @@ fn inserted(row: &Row, note: &mut Note) {
     note.by_status[0] += 1;
     note.published += 1;
     match row.scheduled() {
-        Some(at) if at > wake::now() => note.due = note.due.min(at),
+        Some(at) if at > clock::now() => note.due = note.due.min(at),
         Some(_) => note.list(id),
         None => {
             note.min_id = note.min_id.min(as_lowered(id));
