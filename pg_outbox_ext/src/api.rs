@@ -7,6 +7,8 @@ use crate::note::Found;
 use crate::recount::{Seen, with_epoch};
 use crate::session;
 use crate::shmem::{self, BEFORE_ALL, NEVER, State};
+use crate::status::ByStatus;
+use crate::status::Status::*;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::*;
@@ -134,10 +136,13 @@ fn recovered(
     failed: i64,
     open_claims: i64,
 ) {
-    note(|n| {
-        n.found =
-            Some(Found { low_water, high_water, by_status: [pending, processing, processed, failed], open_claims })
+    let by_status = ByStatus::of(|status| match status {
+        Pending => pending,
+        Processing => processing,
+        Processed => processed,
+        Failed => failed,
     });
+    note(|n| n.found = Some(Found { low_water, high_water, by_status, open_claims }));
 }
 
 /// From now on, until the query with `_count_from_here()`, a snapshot is being chosen.
@@ -242,12 +247,12 @@ fn counters() -> TableIterator<
 > {
     let row = shmem::current().map(|d| {
         let c = &d.counters;
-        let count = |i: usize| c.by_status[i].load(Relaxed).max(0);
+        let count = |status| c.by_status[status].load(Relaxed).max(0);
         (
-            count(0),
-            count(1),
-            count(2),
-            count(3),
+            count(Pending),
+            count(Processing),
+            count(Processed),
+            count(Failed),
             c.published.load(Relaxed),
             c.processed.load(Relaxed),
             c.failed.load(Relaxed),

@@ -13,6 +13,7 @@ use crate::attempt::{Failure, Patience, attempt};
 use crate::backoff::Backoff;
 use crate::retention::{Next, Retention, Step};
 use crate::shmem::{Database, NEVER};
+use crate::status::Status;
 use crate::{clock, guc, session};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -209,7 +210,8 @@ impl Chores {
     }
 
     fn retain(&mut self) -> Result<(), Failure> {
-        let nothing = self.database.recovered.load(SeqCst) && self.database.counters.by_status[2].load(Relaxed) <= 0;
+        let nothing = self.database.recovered.load(SeqCst)
+            && self.database.counters.by_status[Status::Processed].load(Relaxed) <= 0;
         let Some(kept) = guc::retention().filter(|_| !nothing) else {
             self.retention.start_over(clock::monotonic());
             return Ok(());

@@ -3,6 +3,7 @@
 //! In the order in which an event meets them:
 //!
 //! - [`trigger`]: an inserted row becomes a note in the backend's memory
+//! - [`status`]: the states of an event
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
 //! - [`commit`]: at commit the notes go to shared memory
 //! - [`shmem`], [`ring`], [`timers`], [`counters`], [`recount`]: what the backends and the worker share
@@ -45,6 +46,7 @@ mod session;
 mod settings;
 mod shmem;
 mod sleep;
+mod status;
 mod timers;
 mod trigger;
 mod uuid;

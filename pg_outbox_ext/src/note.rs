@@ -3,8 +3,8 @@
 //! Each savepoint that noted something has a frame of its own: dropped when the savepoint rolls back, merged into the one
 //! around it when it is released. A transaction of any size keeps at most [`MAX_IDS`] ids.
 
-use crate::counters::ByStatus;
 use crate::shmem::NEVER;
+use crate::status::ByStatus;
 use crate::timers::Moments;
 
 /// Ids listed for one transaction; beyond that the wake-up names no events.
@@ -61,7 +61,7 @@ impl Note {
             overflow: false,
             min_id: NEVER,
             taken_lowered: NEVER,
-            by_status: [0; 4],
+            by_status: ByStatus::NONE,
             published: 0,
             processed: 0,
             failed: 0,
@@ -134,9 +134,7 @@ impl Note {
         self.overflow |= inner.overflow;
         self.min_id = self.min_id.min(inner.min_id);
         self.taken_lowered = self.taken_lowered.min(inner.taken_lowered);
-        for (sum, d) in self.by_status.iter_mut().zip(inner.by_status) {
-            *sum += d;
-        }
+        self.by_status.add(inner.by_status);
         self.published += inner.published;
         self.processed += inner.processed;
         self.failed += inner.failed;

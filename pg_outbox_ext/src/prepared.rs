@@ -4,9 +4,9 @@
 //! here at COMMIT PREPARED (a restart forgets it, a full table never knew it, claims and recoveries are not kept) has the
 //! worker recover from the tables.
 
-use crate::counters::ByStatus;
 use crate::note::Note;
 use crate::shmem::{self, Database, NEVER};
+use crate::status::{ByStatus, PerStatus, Status};
 use crate::timers::{AT_ONCE, Moments};
 use crate::{backend, wake};
 use std::collections::hash_map::DefaultHasher;
@@ -22,7 +22,7 @@ pub struct Prepared {
     /// Those that are announced by name; -1: more than that.
     ids: [AtomicI64; IDS],
     len: AtomicI32,
-    by_status: [AtomicI64; 4],
+    by_status: PerStatus<AtomicI64>,
     published: AtomicI64,
     due: AtomicI64,
     launch: AtomicBool,
@@ -63,8 +63,9 @@ impl Prepared {
         self.ids.iter().zip(ids).for_each(|(slot, id)| slot.store(*id, Relaxed));
         let all = ids.len() <= IDS && !note.is_some_and(|n| n.overflow);
         self.len.store(if all { ids.len() as i32 } else { -1 }, Relaxed);
-        for (slot, changes) in self.by_status.iter().zip(note.map_or([0; 4], |n| n.by_status)) {
-            slot.store(changes, Relaxed);
+        let changes = note.map_or(ByStatus::NONE, |n| n.by_status);
+        for status in Status::ALL {
+            self.by_status[status].store(changes[status], Relaxed);
         }
         self.published.store(note.map_or(0, |n| n.published), Relaxed);
         self.due.store(note.map_or(NEVER, |n| n.due), Relaxed);
@@ -72,7 +73,7 @@ impl Prepared {
     }
 
     fn apply(&self, database: &Database) {
-        let changes: ByStatus = std::array::from_fn(|i| self.by_status[i].load(Relaxed));
+        let changes = ByStatus::of(|status| self.by_status[status].load(Relaxed));
         database.count(self.transaction.load(Relaxed), changes);
         database.counters.published.fetch_add(self.published.load(Relaxed), Relaxed);
         database.timers.note(&Moments { due: self.due.load(Relaxed), retention: NEVER, claims: 0, lease_end: NEVER });

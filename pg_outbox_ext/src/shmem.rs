@@ -3,10 +3,11 @@
 //! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them. There are as many as
 //! there can be workers.
 
-use crate::counters::{ByStatus, Counters};
+use crate::counters::Counters;
 use crate::prepared::Prepared;
 use crate::recount::Recount;
 use crate::ring::Ring;
+use crate::status::ByStatus;
 use crate::timers::Timers;
 use crate::{backend, clock};
 use pgrx::pg_sys;
@@ -128,7 +129,7 @@ impl Database {
 
     /// At commit: changes by status of that transaction.
     pub fn count(&self, transaction: u64, changes: ByStatus) {
-        if changes != [0; 4] {
+        if changes != ByStatus::NONE {
             self.recount.add(&self.counters, transaction, changes);
         }
     }

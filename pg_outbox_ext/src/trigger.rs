@@ -2,9 +2,10 @@
 //! and can't fail: no table is touched, nothing is waited for.
 
 use crate::commit::note;
-use crate::counters::{bucket, status_index};
+use crate::counters::bucket;
 use crate::note::Note;
 use crate::shmem::as_lowered;
+use crate::status::Status;
 use crate::{clock, guc};
 use pgrx::pg_sys;
 
@@ -37,15 +38,14 @@ impl Row {
         self.get(column).map(|datum| datum.value() as i64)
     }
 
-    /// The status's index among the counters.
-    fn status(&self) -> Option<usize> {
+    fn status(&self) -> Option<Status> {
         let datum = self.get(column::STATUS)?;
         // SAFETY: the column is text; a CHECK holds it to words so short that they are stored as they are.
-        status_index(unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
+        Status::parse(unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
     }
 
     fn is_unlisted(&self) -> bool {
-        self.status() == Some(0) && self.int(column::LISTED) == Some(0)
+        self.status() == Some(Status::Pending) && self.int(column::LISTED) == Some(0)
     }
 
     /// Found by walking the primary key.
@@ -96,7 +96,7 @@ fn inserted(row: &Row, note: &mut Note) {
         note.recover = true;
         return;
     }
-    note.by_status[0] += 1;
+    note.by_status[Status::Pending] += 1;
     note.published += 1;
     match row.scheduled() {
         Some(at) if at > clock::now() => note.due = note.due.min(at),
@@ -114,14 +114,14 @@ fn changed(old: &Row, new: &Row, note: &mut Note) {
         count(from, -1, note);
         count(to, 1, note);
         match to {
-            Some(2) => {
+            Some(Status::Processed) => {
                 note.processed += 1;
                 if let (Some(at), Some(kept)) = (new.int(column::PROCESSED_AT), guc::retention()) {
                     note.retention = note.retention.min(at.saturating_add(kept));
                 }
                 note.latency(bucket(latency(new)));
             }
-            Some(3) => note.failed += 1,
+            Some(Status::Failed) => note.failed += 1,
             _ => {}
         }
     }
@@ -143,9 +143,9 @@ fn latency(row: &Row) -> i64 {
     }
 }
 
-fn count(status: Option<usize>, by: i64, note: &mut Note) {
-    if let Some(i) = status {
-        note.by_status[i] += by;
+fn count(status: Option<Status>, by: i64, note: &mut Note) {
+    if let Some(status) = status {
+        note.by_status[status] += by;
     }
 }
 
