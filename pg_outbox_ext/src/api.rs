@@ -45,7 +45,7 @@ fn low_water(take_over: bool) -> i64 {
         return database.low_water.load(SeqCst).min(database.lowered.load(SeqCst));
     }
     let lowered = database.lowered.swap(NEVER, SeqCst);
-    note(|n| n.taken_lowered = n.taken_lowered.min(lowered));
+    note(|n| n.claims.taken_lowered = n.claims.taken_lowered.min(lowered));
     database.low_water.fetch_min(lowered, SeqCst).min(lowered)
 }
 
@@ -67,7 +67,7 @@ fn set_water(low_water: i64, high_water: i64) {
     } else {
         low_water
     };
-    note(|n| n.water = Some((kept, high_water)));
+    note(|n| n.claims.water = Some((kept, high_water)));
 }
 
 #[pg_extern]
@@ -85,29 +85,29 @@ fn note_token(token: i64) {
 #[pg_extern]
 fn wake_at(at: Option<TimestampWithTimeZone>) {
     if let Some(at) = at {
-        note(|n| n.due = n.due.min(micros(at)));
+        note(|n| n.rows.due_at(micros(at)));
     }
 }
 
 #[pg_extern]
 fn open_claims(delta: i32, lease_until: Option<TimestampWithTimeZone>) {
     note(|n| {
-        n.claims += i64::from(delta);
-        n.lease_due = n.lease_due.min(lease_until.map_or(NEVER, micros));
+        n.claims.open += i64::from(delta);
+        n.claims.lease_end = n.claims.lease_end.min(lease_until.map_or(NEVER, micros));
     });
 }
 
 #[pg_extern]
 fn wake(reason: &str) {
     note(|n| match reason {
-        "released" => n.wake_released = true,
-        _ => n.wake_due = true,
+        "released" => n.rows.wake_released = true,
+        _ => n.rows.wake_due = true,
     });
 }
 
 #[pg_extern]
 fn waiting(waiting: bool) {
-    note(|n| n.waiting = Some(waiting));
+    note(|n| n.claims.waiting = Some(waiting));
 }
 
 #[pg_extern]
@@ -123,7 +123,7 @@ fn commit_to_disk() {
 
 #[pg_extern]
 fn count_unrouted(n: i64) {
-    note(|note| note.unrouted += n);
+    note(|note| note.rows.unrouted += n);
 }
 
 #[pg_extern]
@@ -142,7 +142,7 @@ fn recovered(
         Processed => processed,
         Failed => failed,
     });
-    note(|n| n.found = Some(Found { low_water, high_water, by_status, open_claims }));
+    note(|n| n.control.found = Some(Found { low_water, high_water, by_status, open_claims }));
 }
 
 /// From now on, until the query with `_count_from_here()`, a snapshot is being chosen.
@@ -184,13 +184,13 @@ fn seen() -> Seen {
 #[pg_extern]
 fn latencies() -> Vec<f64> {
     let mut seconds = Vec::new();
-    note(|n| seconds = n.latencies.iter().map(|bucket| middle(usize::from(*bucket))).collect());
+    note(|n| seconds = n.rows.latencies.iter().map(|bucket| middle(usize::from(*bucket))).collect());
     seconds
 }
 
 #[pg_extern]
 fn launch() {
-    note(|n| n.launch = true);
+    note(|n| n.control.launch = true);
 }
 
 #[pg_extern]

@@ -79,3 +79,24 @@ pub fn has_one_snapshot() -> bool {
     // SAFETY: a plain read of a variable.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
+
+/// In `_PG_init`: has this called at each step of a transaction's end, in no particular order with others.
+pub fn on_transaction_end(
+    callback: unsafe extern "C-unwind" fn(event: pg_sys::XactEvent::Type, argument: *mut std::ffi::c_void),
+) {
+    // SAFETY: the callback is a function of this library, which is never unloaded.
+    unsafe { pg_sys::RegisterXactCallback(Some(callback), std::ptr::null_mut()) }
+}
+
+/// In `_PG_init`: the same for savepoints.
+pub fn on_savepoint_end(
+    callback: unsafe extern "C-unwind" fn(
+        event: pg_sys::SubXactEvent::Type,
+        own: pg_sys::SubTransactionId,
+        parent: pg_sys::SubTransactionId,
+        argument: *mut std::ffi::c_void,
+    ),
+) {
+    // SAFETY: the callback is a function of this library, which is never unloaded.
+    unsafe { pg_sys::RegisterSubXactCallback(Some(callback), std::ptr::null_mut()) }
+}

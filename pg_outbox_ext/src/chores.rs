@@ -60,8 +60,8 @@ impl Chore {
 pub struct Chores {
     database: &'static Database,
     wanted: [bool; ALL.len()],
-    /// What waits for the lock of claims and settlements.
-    turnless: [bool; ALL.len()],
+    /// What waits for the claim lock.
+    lockless: [bool; ALL.len()],
     backoffs: [Backoff; ALL.len()],
     retention: Retention,
     /// Steps of retention that met an error.
@@ -74,7 +74,7 @@ impl Chores {
         Chores {
             database,
             wanted: [true; ALL.len()],
-            turnless: [false; ALL.len()],
+            lockless: [false; ALL.len()],
             backoffs: Default::default(),
             retention: Retention::new(clock::monotonic()),
             complaints: 0,
@@ -124,13 +124,13 @@ impl Chores {
         let monotonic = clock::monotonic();
         self.wanted[Retain as usize] |= timers.retention.take(now) && !self.retention.is_resting(monotonic)
             || self.retention.left(monotonic) == Some(0);
-        self.heed_the_turn();
+        self.heed_the_claim_lock();
     }
 
-    /// Whoever held the lock of claims and settlements lets go of it: whoever waits for it tries again at once.
-    fn heed_the_turn(&mut self) {
-        if self.turnless.contains(&true) && !self.database.turn_wanted.load(SeqCst) {
-            for chore in ALL.iter().filter(|chore| self.turnless[**chore as usize]) {
+    /// Whoever held the claim lock lets go of it: whoever waits for it tries again at once.
+    fn heed_the_claim_lock(&mut self) {
+        if self.lockless.contains(&true) && !self.database.claim_lock_wanted.load(SeqCst) {
+            for chore in ALL.iter().filter(|chore| self.lockless[**chore as usize]) {
                 self.backoffs[*chore as usize].cut_short();
             }
         }
@@ -149,15 +149,15 @@ impl Chores {
         match result {
             Ok(()) => {
                 backoff.succeeded();
-                self.turnless[chore as usize] = false;
+                self.lockless[chore as usize] = false;
             }
             Err(failure) => {
                 self.wanted[chore as usize] = true;
                 backoff.failed(clock::monotonic());
-                let turnless = failure.is_lock() && !failure.in_part && [Recover, Release, Leases].contains(&chore);
-                self.turnless[chore as usize] = turnless;
-                if turnless {
-                    self.database.turn_wanted.store(true, SeqCst);
+                let lockless = failure.is_lock() && !failure.in_part && [Recover, Release, Leases].contains(&chore);
+                self.lockless[chore as usize] = lockless;
+                if lockless {
+                    self.database.claim_lock_wanted.store(true, SeqCst);
                 }
                 // That a lock is held for a moment is nothing to report.
                 if backoff.is_worth_a_line() && (!failure.is_lock() || backoff.failures() >= 8) {
@@ -181,7 +181,7 @@ impl Chores {
         Ok(())
     }
 
-    /// The claims of all in one turn: where many sessions come and go, many others wait for theirs.
+    /// The claims of all under one lock: where many sessions come and go, many others wait for it.
     fn release(&mut self) -> Result<(), Failure> {
         let ended = session::ended(self.database);
         if ended.is_empty() {

@@ -5,14 +5,14 @@
 //! - [`trigger`]: an inserted row becomes a note in the backend's memory
 //! - [`status`]: the states of an event
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
-//! - [`commit`]: at commit the notes go to shared memory
+//! - [`commit`]: at commit the notes go to shared memory; [`two_phase`], [`prepared`]: in two phases
 //! - [`shmem`], [`ring`], [`timers`], [`counters`], [`recount`]: what the backends and the worker share
 //! - [`worker`]: the one process that notifies; [`wake`], [`sleep`]: how it is woken and how it sleeps
 //! - [`announce`], [`pack`]: many events in one payload of at most 7,999 bytes
 //! - [`chores`], [`retention`]: what else the worker does, between announcements, and never waits for
 //! - [`attempt`], [`backoff`], [`settings`]: a transaction that may fail, when to try again, what it depends on
 //! - [`launcher`]: one worker for each database that has the extension
-//! - [`hooks`]: commands that end a database or the extension; two-phase commit
+//! - [`hooks`], [`suspended`]: commands that end a database or the extension
 //! - [`roles`]: with whose rights code runs
 //! - [`backend`], [`clock`]: this process as PostgreSQL knows it, and the time
 //! - [`session`]: attached consumers, whose end is noticed at once
@@ -47,8 +47,10 @@ mod settings;
 mod shmem;
 mod sleep;
 mod status;
+mod suspended;
 mod timers;
 mod trigger;
+mod two_phase;
 mod uuid;
 mod wake;
 mod worker;
@@ -72,6 +74,8 @@ pub extern "C-unwind" fn _PG_init() {
     guc::define();
     shmem::install_hooks();
     commit::register();
+    two_phase::register();
+    suspended::register();
     hooks::install();
     launcher::register();
 }

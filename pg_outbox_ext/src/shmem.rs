@@ -66,8 +66,8 @@ pub struct Database {
 
     pub timers: Timers,
     pub ended_attachments: AtomicU32,
-    /// The worker did not get the lock of claims and settlements in time: whoever holds it says when it lets go.
-    pub turn_wanted: AtomicBool,
+    /// The worker did not get the claim lock in time: whoever holds it says when it lets go.
+    pub claim_lock_wanted: AtomicBool,
 
     /// More events than could be listed.
     pub overflow: AtomicBool,
@@ -88,7 +88,7 @@ impl Database {
         for flag in [
             &self.stop,
             &self.absent,
-            &self.turn_wanted,
+            &self.claim_lock_wanted,
             &self.overflow,
             &self.wake_due,
             &self.wake_released,
