@@ -17,12 +17,14 @@ use crate::config::Tuning;
 use crate::destination::{Environment, Outcome, Spec, Standing};
 use crate::error::{Error, Result};
 use crate::lane::{Done, News};
-use crate::lanes::{Ask, Lanes, Limits};
+use crate::lanes::{Ask, Lanes};
 use crate::lease::{Asked, Lease};
 use crate::ledger::{Ended, Key, Ledger, Settlement};
 use crate::metrics::Metrics;
+use crate::served::Limits;
 use crate::shutdown::Shutdown;
 use crate::store::{Claimed, Store, Unread};
+use crate::timer::sleep_until;
 use crate::trace;
 
 /// A server may be busy for a while: with a recovery, or with what an operator asked for.
@@ -397,11 +399,4 @@ async fn changed(broker: &mut Option<watch::Receiver<Standing>>) -> Standing {
         return receiver.borrow_and_update().clone();
     }
     std::future::pending().await
-}
-
-async fn sleep_until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
-    }
 }
