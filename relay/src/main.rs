@@ -1,7 +1,7 @@
 //! `outbox-relay`: publishes the events of pg_outbox to RabbitMQ and to signed webhooks.
 //!
-//! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store`;
-//! `lanes` gives the event to each of its destinations (`served`), whose `lane` keeps the order (`queue`) and
+//! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store` when the `agenda` has
+//! room for it; `lanes` gives the event to each of its destinations (`served`), whose `lane` keeps the order (`queue`) and
 //! calls `destination`; the outcome is entered in the `ledger`, which `dispatch` settles. `window` bounds what is held, `lease` says until when, `pause` and
 //! `pace` when a destination is tried again and how fast; `trace` shows each step.
 //!
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agenda;
 mod amqp_url;
 mod backoff;
 mod check;
