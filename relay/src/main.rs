@@ -2,8 +2,8 @@
 //!
 //! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store` when the `agenda` has
 //! room for it; `lanes` gives the event to each of its destinations (`served`), whose `lane` keeps the order (`queue`) and
-//! calls `destination`; the outcome is entered in the `ledger`, which `dispatch` settles. `window` bounds what is held, `lease` says until when, `pause` and
-//! `pace` when a destination is tried again and how fast; `trace` shows each step.
+//! calls `destination`; the outcome is entered in the `ledger`, which `dispatch` settles. `window` bounds what is held,
+//! `lease` says until when, `pause` and `pace` when a destination is tried again and how fast; `trace` shows each step.
 //!
 //! - `cli`, `config`, `amqp_url`, `error`: what the user configures
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
