@@ -13,7 +13,7 @@ fn model(test: impl Fn() + Sync + Send + 'static) {
     builder.check(test);
 }
 
-const NOTHING: Moments = Moments { due: NEVER, scheduled: NEVER, retention: NEVER, claims: 0, lease_end: NEVER };
+const NOTHING: Moments = Moments { due: NEVER, retention: NEVER, claims: 0, lease_end: NEVER };
 
 /// The worker's database: shared memory, its latch, and the ends of leases as the table of claims has them.
 #[derive(Default)]

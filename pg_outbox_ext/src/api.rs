@@ -1,11 +1,14 @@
 //! The functions that `sql/15_library.sql` declares. They note, or they read shared memory.
 
+use crate::backend;
 use crate::commit::note;
 use crate::counters::middle;
 use crate::note::Found;
 use crate::recount::{Seen, with_epoch};
 use crate::session;
 use crate::shmem::{self, BEFORE_ALL, NEVER, State};
+use crate::status::ByStatus;
+use crate::status::Status::*;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::*;
@@ -42,7 +45,7 @@ fn low_water(take_over: bool) -> i64 {
         return database.low_water.load(SeqCst).min(database.lowered.load(SeqCst));
     }
     let lowered = database.lowered.swap(NEVER, SeqCst);
-    note(|n| n.taken_lowered = n.taken_lowered.min(lowered));
+    note(|n| n.claims.taken_lowered = n.claims.taken_lowered.min(lowered));
     database.low_water.fetch_min(lowered, SeqCst).min(lowered)
 }
 
@@ -59,10 +62,12 @@ fn high_water() -> Option<i64> {
 /// A snapshot taken before a lowered mark was taken over may miss the rows that lowered it: then the mark stays.
 #[pg_extern]
 fn set_water(low_water: i64, high_water: i64) {
-    // SAFETY: a plain read of a variable of this backend.
-    let one_snapshot = unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32;
-    let kept = if one_snapshot { shmem::current().map_or(BEFORE_ALL, |d| d.low_water.load(SeqCst)) } else { low_water };
-    note(|n| n.water = Some((kept, high_water)));
+    let kept = if backend::has_one_snapshot() {
+        shmem::current().map_or(BEFORE_ALL, |d| d.low_water.load(SeqCst))
+    } else {
+        low_water
+    };
+    note(|n| n.claims.water = Some((kept, high_water)));
 }
 
 #[pg_extern]
@@ -80,29 +85,29 @@ fn note_token(token: i64) {
 #[pg_extern]
 fn wake_at(at: Option<TimestampWithTimeZone>) {
     if let Some(at) = at {
-        note(|n| n.due = n.due.min(micros(at)));
+        note(|n| n.rows.due_at(micros(at)));
     }
 }
 
 #[pg_extern]
 fn open_claims(delta: i32, lease_until: Option<TimestampWithTimeZone>) {
     note(|n| {
-        n.claims += i64::from(delta);
-        n.lease_due = n.lease_due.min(lease_until.map_or(NEVER, micros));
+        n.claims.open += i64::from(delta);
+        n.claims.lease_end = n.claims.lease_end.min(lease_until.map_or(NEVER, micros));
     });
 }
 
 #[pg_extern]
 fn wake(reason: &str) {
     note(|n| match reason {
-        "released" => n.wake_released = true,
-        _ => n.wake_due = true,
+        "released" => n.rows.wake_released = true,
+        _ => n.rows.wake_due = true,
     });
 }
 
 #[pg_extern]
 fn waiting(waiting: bool) {
-    note(|n| n.waiting = Some(waiting));
+    note(|n| n.claims.waiting = Some(waiting));
 }
 
 #[pg_extern]
@@ -118,7 +123,7 @@ fn commit_to_disk() {
 
 #[pg_extern]
 fn count_unrouted(n: i64) {
-    note(|note| note.unrouted += n);
+    note(|note| note.rows.unrouted += n);
 }
 
 #[pg_extern]
@@ -131,10 +136,13 @@ fn recovered(
     failed: i64,
     open_claims: i64,
 ) {
-    note(|n| {
-        n.found =
-            Some(Found { low_water, high_water, by_status: [pending, processing, processed, failed], open_claims })
+    let by_status = ByStatus::of(|status| match status {
+        Pending => pending,
+        Processing => processing,
+        Processed => processed,
+        Failed => failed,
     });
+    note(|n| n.control.found = Some(Found { low_water, high_water, by_status, open_claims }));
 }
 
 /// From now on, until the query with `_count_from_here()`, a snapshot is being chosen.
@@ -176,13 +184,13 @@ fn seen() -> Seen {
 #[pg_extern]
 fn latencies() -> Vec<f64> {
     let mut seconds = Vec::new();
-    note(|n| seconds = n.latencies.iter().map(|bucket| middle(usize::from(*bucket))).collect());
+    note(|n| seconds = n.rows.latencies.iter().map(|bucket| middle(usize::from(*bucket))).collect());
     seconds
 }
 
 #[pg_extern]
 fn launch() {
-    note(|n| n.launch = true);
+    note(|n| n.control.launch = true);
 }
 
 #[pg_extern]
@@ -239,12 +247,12 @@ fn counters() -> TableIterator<
 > {
     let row = shmem::current().map(|d| {
         let c = &d.counters;
-        let count = |i: usize| c.by_status[i].load(Relaxed).max(0);
+        let count = |status| c.by_status[status].load(Relaxed).max(0);
         (
-            count(0),
-            count(1),
-            count(2),
-            count(3),
+            count(Pending),
+            count(Processing),
+            count(Processed),
+            count(Failed),
             c.published.load(Relaxed),
             c.processed.load(Relaxed),
             c.failed.load(Relaxed),

@@ -13,7 +13,8 @@ use crate::attempt::{Failure, Patience, attempt};
 use crate::backoff::Backoff;
 use crate::retention::{Next, Retention, Step};
 use crate::shmem::{Database, NEVER};
-use crate::{guc, session, wake};
+use crate::status::Status;
+use crate::{clock, guc, session};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
 use std::ffi::CStr;
@@ -59,8 +60,8 @@ impl Chore {
 pub struct Chores {
     database: &'static Database,
     wanted: [bool; ALL.len()],
-    /// What waits for the lock of claims and settlements.
-    turnless: [bool; ALL.len()],
+    /// What waits for the claim lock.
+    lockless: [bool; ALL.len()],
     backoffs: [Backoff; ALL.len()],
     retention: Retention,
     /// Steps of retention that met an error.
@@ -73,23 +74,23 @@ impl Chores {
         Chores {
             database,
             wanted: [true; ALL.len()],
-            turnless: [false; ALL.len()],
+            lockless: [false; ALL.len()],
             backoffs: Default::default(),
-            retention: Retention::new(wake::monotonic()),
+            retention: Retention::new(clock::monotonic()),
             complaints: 0,
         }
     }
 
     /// Settings or the clock on the wall changed.
     pub fn look_at_all(&mut self) {
-        self.database.timers.look_at_all(wake::now());
-        self.retention.start_over(wake::monotonic());
+        self.database.timers.look_at_all(clock::now());
+        self.retention.start_over(clock::monotonic());
     }
 
     /// Does the first chore that is wanted and may be tried; false: there is none.
     pub fn one(&mut self) -> bool {
         self.gather();
-        let now = wake::monotonic();
+        let now = clock::monotonic();
         let ready = |chore: &&Chore| self.wanted[**chore as usize] && self.backoffs[**chore as usize].left(now) == 0;
         match ALL.iter().find(ready) {
             Some(chore) => {
@@ -102,18 +103,15 @@ impl Chores {
 
     /// Time until the next try, in microseconds.
     pub fn left(&self) -> Option<i64> {
-        let now = wake::monotonic();
+        let now = clock::monotonic();
         let retries = ALL.iter().filter(|c| self.wanted[**c as usize]).map(|c| self.backoffs[*c as usize].left(now));
         retries.chain(self.retention.left(now)).min()
     }
 
     /// What others asked for becomes this worker's own to do. Taken before the chore's snapshot: see `timers`.
     fn gather(&mut self) {
-        let (database, now) = (self.database, wake::now());
+        let (database, now) = (self.database, clock::now());
         let timers = &database.timers;
-        if timers.scheduled.take(now) {
-            database.wake_due.store(true, SeqCst);
-        }
         if database.recover.swap(false, SeqCst) || database.recount.is_spoiled() {
             database.recovered.store(false, SeqCst);
             self.wanted[Recover as usize] = true;
@@ -123,16 +121,16 @@ impl Chores {
         // What the application's locks and deletes left for later has no timer but this.
         self.wanted[Leases as usize] |= timers.leases.take(now) || due;
         self.wanted[Due as usize] |= due;
-        let monotonic = wake::monotonic();
+        let monotonic = clock::monotonic();
         self.wanted[Retain as usize] |= timers.retention.take(now) && !self.retention.is_resting(monotonic)
             || self.retention.left(monotonic) == Some(0);
-        self.heed_the_turn();
+        self.heed_the_claim_lock();
     }
 
-    /// Whoever held the lock of claims and settlements lets go of it: whoever waits for it tries again at once.
-    fn heed_the_turn(&mut self) {
-        if self.turnless.contains(&true) && !self.database.turn_wanted.load(SeqCst) {
-            for chore in ALL.iter().filter(|chore| self.turnless[**chore as usize]) {
+    /// Whoever held the claim lock lets go of it: whoever waits for it tries again at once.
+    fn heed_the_claim_lock(&mut self) {
+        if self.lockless.contains(&true) && !self.database.claim_lock_wanted.load(SeqCst) {
+            for chore in ALL.iter().filter(|chore| self.lockless[**chore as usize]) {
                 self.backoffs[*chore as usize].cut_short();
             }
         }
@@ -151,15 +149,15 @@ impl Chores {
         match result {
             Ok(()) => {
                 backoff.succeeded();
-                self.turnless[chore as usize] = false;
+                self.lockless[chore as usize] = false;
             }
             Err(failure) => {
                 self.wanted[chore as usize] = true;
-                backoff.failed(wake::monotonic());
-                let turnless = failure.is_lock() && !failure.in_part && [Recover, Release, Leases].contains(&chore);
-                self.turnless[chore as usize] = turnless;
-                if turnless {
-                    self.database.turn_wanted.store(true, SeqCst);
+                backoff.failed(clock::monotonic());
+                let lockless = failure.is_lock() && !failure.in_part && [Recover, Release, Leases].contains(&chore);
+                self.lockless[chore as usize] = lockless;
+                if lockless {
+                    self.database.claim_lock_wanted.store(true, SeqCst);
                 }
                 // That a lock is held for a moment is nothing to report.
                 if backoff.is_worth_a_line() && (!failure.is_lock() || backoff.failures() >= 8) {
@@ -179,11 +177,11 @@ impl Chores {
         self.attempt(Recover, 0, || moment("SELECT outbox._recover($1)", &[count.into()]))?;
         // Consumers look for what came to light, and the worker for what is due.
         database.overflow.store(true, SeqCst);
-        database.timers.look_at_all(wake::now());
+        database.timers.look_at_all(clock::now());
         Ok(())
     }
 
-    /// The claims of all in one turn: where many sessions come and go, many others wait for theirs.
+    /// The claims of all under one lock: where many sessions come and go, many others wait for it.
     fn release(&mut self) -> Result<(), Failure> {
         let ended = session::ended(self.database);
         if ended.is_empty() {
@@ -212,16 +210,17 @@ impl Chores {
     }
 
     fn retain(&mut self) -> Result<(), Failure> {
-        let nothing = self.database.recovered.load(SeqCst) && self.database.counters.by_status[2].load(Relaxed) <= 0;
+        let nothing = self.database.recovered.load(SeqCst)
+            && self.database.counters.by_status[Status::Processed].load(Relaxed) <= 0;
         let Some(kept) = guc::retention().filter(|_| !nothing) else {
-            self.retention.start_over(wake::monotonic());
+            self.retention.start_over(clock::monotonic());
             return Ok(());
         };
-        let begun = wake::monotonic();
+        let begun = clock::monotonic();
         let (from, size) = self.retention.next_step(begun, kept);
         match self.attempt(Retain, size, || step_of_retention(from, size)) {
             Ok((step, error)) => {
-                let now = wake::monotonic();
+                let now = clock::monotonic();
                 if let Next::Wait(Some(young)) = self.retention.stepped(now, now - begun, kept, step) {
                     self.database.timers.retention.set(young);
                 }

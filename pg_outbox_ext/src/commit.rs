@@ -5,74 +5,49 @@
 //! | --- | --- |
 //! | COMMIT | the note is applied: after it became visible to others, before locks are let go |
 //! | ABORT | the note is dropped |
-//! | PREPARE | the note is kept under the transaction's name |
+//! | PREPARE | the note is kept under the transaction's name: see [`crate::two_phase`] |
 //! | savepoint released, rolled back | its frame is merged, dropped |
 
-use crate::note::{Note, Notes};
+use crate::backend::{self, Local};
+use crate::note::{Claims, Note, Notes, Rows};
 use crate::shmem::{self, Database, NEVER};
 use crate::timers::AT_ONCE;
-use crate::{hooks, prepared, wake};
+use crate::wake;
 use pgrx::pg_sys;
-use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering::*;
-
-/// State of this backend. PostgreSQL's backends have one thread.
-pub struct Local<T>(UnsafeCell<T>);
-
-// SAFETY: a backend is single-threaded, so there is never a second thread to share it with.
-unsafe impl<T> Sync for Local<T> {}
-
-impl<T> Local<T> {
-    pub const fn new(value: T) -> Self {
-        Local(UnsafeCell::new(value))
-    }
-
-    /// Not to be nested.
-    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        // SAFETY: one thread, and no caller passes a closure that comes back here.
-        f(unsafe { &mut *self.0.get() })
-    }
-}
 
 static NOTES: Local<Notes> = Local::new(Notes::new());
 
 /// Changes the note of the running (sub)transaction.
 pub fn note(f: impl FnOnce(&mut Note)) {
-    // SAFETY: reads a number of this backend's transaction state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
-    NOTES.with(|notes| f(notes.at(level)));
+    NOTES.with(|notes| f(notes.at(backend::nesting_level())));
+}
+
+/// All that the transaction noted, which is over for this backend.
+pub fn take_note() -> Option<Note> {
+    NOTES.with(Notes::take)
 }
 
 /// In `_PG_init`.
 pub fn register() {
-    // SAFETY: once in the postmaster; the callbacks live in this library, which is never unloaded.
-    unsafe {
-        pg_sys::RegisterXactCallback(Some(transaction_ended), std::ptr::null_mut());
-        pg_sys::RegisterSubXactCallback(Some(savepoint_ended), std::ptr::null_mut());
-    }
+    backend::on_transaction_end(transaction_ended);
+    backend::on_savepoint_end(savepoint_ended);
 }
 
 unsafe extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     use pg_sys::XactEvent::*;
     match event {
         XACT_EVENT_COMMIT => {
-            if let Some(note) = NOTES.with(Notes::take) {
-                apply(&note);
+            if let Some(note) = take_note() {
+                apply(&note, backend::transaction());
             }
-            hooks::resume();
-        }
-        XACT_EVENT_PREPARE => {
-            let note = NOTES.with(Notes::take);
-            hooks::with_prepared_name(|name| prepared::remember(name, note.as_ref()));
-            hooks::resume();
         }
         XACT_EVENT_ABORT => {
             if NOTES.with(Notes::clear)
                 && let Some(database) = shmem::current()
             {
-                turn_is_over(database);
+                claim_lock_is_let_go(database);
             }
-            hooks::resume();
         }
         _ => {}
     }
@@ -85,17 +60,10 @@ unsafe extern "C-unwind" fn savepoint_ended(
     _arg: *mut std::ffi::c_void,
 ) {
     use pg_sys::SubXactEvent::*;
-    // SAFETY: reads a number of this backend's transaction state.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    let level = backend::nesting_level();
     match event {
-        SUBXACT_EVENT_COMMIT_SUB => {
-            NOTES.with(|notes| notes.release(level));
-            hooks::release(level);
-        }
-        SUBXACT_EVENT_ABORT_SUB => {
-            give_back_lowered(NOTES.with(|notes| notes.roll_back(level)));
-            hooks::roll_back(level);
-        }
+        SUBXACT_EVENT_COMMIT_SUB => NOTES.with(|notes| notes.release(level)),
+        SUBXACT_EVENT_ABORT_SUB => give_back_lowered(NOTES.with(|notes| notes.roll_back(level))),
         _ => {}
     }
 }
@@ -109,19 +77,14 @@ fn give_back_lowered(taken: i64) {
     }
 }
 
-/// The running transaction's identity, with its epoch; 0: it has none, because it wrote nothing.
-pub fn transaction() -> u64 {
-    // SAFETY: reads this backend's transaction state.
-    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
-}
-
-fn apply(note: &Note) {
+/// The transaction that noted this has committed.
+pub fn apply(note: &Note, transaction: u64) {
     let Some(shared) = shmem::try_get() else { return };
-    if note.launch {
-        shared.ask_to_launch();
+    if note.control.launch {
+        wake::launcher_for_this_database(shared);
     }
     let Some(database) = shmem::current() else { return };
-    if note.dropped {
+    if note.control.dropped {
         // Should the extension have been created anew in the same transaction, nothing that is known holds of its tables;
         // the locks of both keep others away until this is done.
         database.forget();
@@ -129,25 +92,28 @@ fn apply(note: &Note) {
         wake::worker_now(database);
         return;
     }
-    apply_counters(note, database);
-    apply_claims(note, database);
+    apply_counts(note, transaction, database);
+    apply_claims(&note.claims, database);
+    if note.rows.min_id != NEVER {
+        database.lowered.fetch_min(note.rows.min_id, SeqCst);
+    }
     // Last, so that the worker finds everything when it wakes.
     wake::worker(database, announce(note, database));
-    if note.had_the_turn() {
-        turn_is_over(database);
+    if note.held_claim_lock() {
+        claim_lock_is_let_go(database);
     }
 }
 
-/// This transaction is about to let go of the lock of claims and settlements, for which the worker may wait.
-fn turn_is_over(database: &Database) {
-    if database.turn_wanted.load(SeqCst) && database.turn_wanted.swap(false, SeqCst) {
+/// This transaction is about to let go of the claim lock, for which the worker may wait.
+fn claim_lock_is_let_go(database: &Database) {
+    if database.claim_lock_wanted.load(SeqCst) && database.claim_lock_wanted.swap(false, SeqCst) {
         wake::worker(database, AT_ONCE);
     }
 }
 
-fn apply_counters(note: &Note, database: &Database) {
-    let counters = &database.counters;
-    match note.found {
+fn apply_counts(note: &Note, transaction: u64, database: &Database) {
+    let (counters, rows) = (&database.counters, &note.rows);
+    match note.control.found {
         Some(found) => {
             database.low_water.store(found.low_water, SeqCst);
             database.high_water.store(found.high_water, SeqCst);
@@ -155,43 +121,38 @@ fn apply_counters(note: &Note, database: &Database) {
             database.timers.leases.recount(found.open_claims);
             database.recovered.store(true, SeqCst);
         }
-        None => database.count(transaction(), note.by_status),
+        None => database.count(transaction, rows.by_status),
     }
-    counters.published.fetch_add(note.published, Relaxed);
-    counters.processed.fetch_add(note.processed, Relaxed);
-    counters.failed.fetch_add(note.failed, Relaxed);
-    counters.unrouted.fetch_add(note.unrouted, Relaxed);
-    note.latencies.iter().for_each(|b| counters.add_latency(*b));
+    counters.published.fetch_add(rows.published, Relaxed);
+    counters.processed.fetch_add(rows.processed, Relaxed);
+    counters.failed.fetch_add(rows.failed, Relaxed);
+    counters.unrouted.fetch_add(rows.unrouted, Relaxed);
+    rows.latencies.iter().for_each(|bucket| counters.add_latency(*bucket));
 }
 
-fn apply_claims(note: &Note, database: &Database) {
-    if let Some((low_water, high_water)) = note.water {
+fn apply_claims(claims: &Claims, database: &Database) {
+    if let Some((low_water, high_water)) = claims.water {
         database.low_water.store(low_water, SeqCst);
         database.high_water.fetch_max(high_water, SeqCst);
     }
-    if let Some(waiting) = note.waiting {
+    if let Some(waiting) = claims.waiting {
         database.waiting.store(waiting, SeqCst);
-    }
-    if note.min_id != NEVER {
-        database.lowered.fetch_min(note.min_id, SeqCst);
     }
 }
 
 /// Returns when the worker has something to do.
 fn announce(note: &Note, database: &Database) -> i64 {
+    let Rows { ids, wake_due, wake_released, .. } = &note.rows;
     // Where not all can be named, none is: consumers look at the tables anyway.
-    let overflow = note.overflow || !note.ids.iter().all(|id| database.ring.push(*id));
-    for (flag, raised) in [
+    let overflow = note.rows.overflow || !ids.iter().all(|id| database.ring.push(*id));
+    let flags = [
         (&database.overflow, overflow),
-        (&database.wake_due, note.wake_due),
-        (&database.wake_released, note.wake_released),
-        (&database.recover, note.recover),
-    ] {
-        if raised {
-            flag.store(true, SeqCst);
-        }
-    }
+        (&database.wake_due, *wake_due),
+        (&database.wake_released, *wake_released),
+        (&database.recover, note.control.recover),
+    ];
+    flags.iter().filter(|(_, raised)| *raised).for_each(|(flag, _)| flag.store(true, SeqCst));
     let earliest = database.timers.note(&note.moments());
-    let now = overflow || !note.ids.is_empty() || note.wake_due || note.wake_released || note.recover;
+    let now = !ids.is_empty() || flags.iter().any(|(_, raised)| *raised);
     if now { AT_ONCE } else { earliest }
 }

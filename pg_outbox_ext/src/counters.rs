@@ -1,24 +1,11 @@
 //! Counters in shared memory, so that statistics never scan a table.
 
+use crate::status::{ByStatus, PerStatus, Status};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::*};
-
-/// Events by status, as changes or as totals: pending, processing, processed, failed.
-pub type ByStatus = [i64; 4];
-
-/// The index of a status in [`ByStatus`]; the lengths of the four words differ.
-pub fn status_index(status: &[u8]) -> Option<usize> {
-    match status.len() {
-        7 => Some(0),
-        10 => Some(1),
-        9 => Some(2),
-        6 => Some(3),
-        _ => None,
-    }
-}
 
 #[repr(C)]
 pub struct Counters {
-    pub by_status: [AtomicI64; 4],
+    pub by_status: PerStatus<AtomicI64>,
     pub published: AtomicI64,
     pub processed: AtomicI64,
     pub failed: AtomicI64,
@@ -47,7 +34,7 @@ pub fn middle(bucket: usize) -> f64 {
 
 impl Counters {
     pub fn reset(&self) {
-        self.set_by_status([0; 4]);
+        self.set_by_status(ByStatus::NONE);
         for total in [&self.published, &self.processed, &self.failed, &self.unrouted, &self.notifications] {
             total.store(0, Relaxed);
         }
@@ -55,16 +42,14 @@ impl Counters {
     }
 
     pub fn add_by_status(&self, delta: ByStatus) {
-        for (counter, d) in self.by_status.iter().zip(delta) {
-            if d != 0 {
-                counter.fetch_add(d, Relaxed);
-            }
+        for status in Status::ALL.into_iter().filter(|status| delta[*status] != 0) {
+            self.by_status[status].fetch_add(delta[status], Relaxed);
         }
     }
 
     pub fn set_by_status(&self, counts: ByStatus) {
-        for (counter, c) in self.by_status.iter().zip(counts) {
-            counter.store(c, Relaxed);
+        for status in Status::ALL {
+            self.by_status[status].store(counts[status], Relaxed);
         }
     }
 

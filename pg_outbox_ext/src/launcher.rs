@@ -13,7 +13,7 @@
 
 use crate::backoff::Pause;
 use crate::shmem::{self, Database, Shared, State};
-use crate::{session, sleep, wake};
+use crate::{backend, clock, session, settings, sleep};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -45,15 +45,12 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     BackgroundWorker::connect_worker_to_spi(None, None);
     let shared = shmem::get();
-    shared.launcher_latch.store(wake::own(), SeqCst);
+    shared.launcher_latch.store(backend::latch(), SeqCst);
     forget_unborn();
     let mut launcher =
         Launcher { shared, looked_into: HashSet::new(), asked: HashSet::new(), started: HashMap::new(), warned: false };
     while !BackgroundWorker::sigterm_received() {
-        if BackgroundWorker::sighup_received() {
-            // SAFETY: in the main loop of a background worker, outside a transaction.
-            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-        }
+        settings::reload();
         let again_in_ms = launcher.reconcile();
         sleep::for_latch(again_in_ms);
     }
@@ -172,7 +169,7 @@ impl Launcher {
     }
 
     fn start(&mut self, slot: &Database, oid: pg_sys::Oid) -> Option<i64> {
-        let now = wake::monotonic();
+        let now = clock::monotonic();
         let mut start = self.started.get(&oid.to_u32()).copied().unwrap_or_default();
         let asked = slot.stop.swap(false, SeqCst);
         let left = start.pause().left(now);
@@ -199,8 +196,6 @@ impl Launcher {
     }
 
     fn spawn(&self, oid: pg_sys::Oid) -> bool {
-        // SAFETY: a plain read of a variable of this process.
-        let pid = unsafe { pg_sys::MyProcPid };
         let worker = BackgroundWorkerBuilder::new(&format!("pg_outbox worker for database {}", oid.to_u32()))
             .set_type("pg_outbox worker")
             .set_library("pg_outbox")
@@ -208,7 +203,7 @@ impl Launcher {
             .set_argument(Some(pg_sys::Datum::from(oid.to_u32() as usize)))
             .set_start_time(BgWorkerStartTime::RecoveryFinished)
             .set_restart_time(None)
-            .set_notify_pid(pid)
+            .set_notify_pid(backend::pid())
             .enable_spi_access()
             .load_dynamic();
         match worker {

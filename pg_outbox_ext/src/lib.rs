@@ -3,16 +3,18 @@
 //! In the order in which an event meets them:
 //!
 //! - [`trigger`]: an inserted row becomes a note in the backend's memory
+//! - [`status`]: the states of an event
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
-//! - [`commit`]: at commit the notes go to shared memory
+//! - [`commit`]: at commit the notes go to shared memory; [`two_phase`], [`prepared`]: in two phases
 //! - [`shmem`], [`ring`], [`timers`], [`counters`], [`recount`]: what the backends and the worker share
 //! - [`worker`]: the one process that notifies; [`wake`], [`sleep`]: how it is woken and how it sleeps
 //! - [`announce`], [`pack`]: many events in one payload of at most 7,999 bytes
 //! - [`chores`], [`retention`]: what else the worker does, between announcements, and never waits for
 //! - [`attempt`], [`backoff`], [`settings`]: a transaction that may fail, when to try again, what it depends on
 //! - [`launcher`]: one worker for each database that has the extension
-//! - [`hooks`]: commands that end a database or the extension; two-phase commit
+//! - [`hooks`], [`suspended`]: commands that end a database or the extension
 //! - [`roles`]: with whose rights code runs
+//! - [`backend`], [`clock`]: this process as PostgreSQL knows it, and the time
 //! - [`session`]: attached consumers, whose end is noticed at once
 //! - [`api`], [`uuid`], [`guc`]: functions and settings
 //!
@@ -23,8 +25,10 @@ use pgrx::prelude::*;
 mod announce;
 mod api;
 mod attempt;
+mod backend;
 mod backoff;
 mod chores;
+mod clock;
 mod commit;
 mod counters;
 mod error;
@@ -42,8 +46,11 @@ mod session;
 mod settings;
 mod shmem;
 mod sleep;
+mod status;
+mod suspended;
 mod timers;
 mod trigger;
+mod two_phase;
 mod uuid;
 mod wake;
 mod worker;
@@ -58,18 +65,17 @@ pgrx::pg_module_magic!(name, version);
 /// Runs in the postmaster, before there is shared memory.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    // SAFETY: plain reads of variables that the postmaster set before it loads libraries.
-    let (preloading, upgrading) =
-        unsafe { (pg_sys::process_shared_preload_libraries_in_progress, pg_sys::IsBinaryUpgrade) };
-    if upgrading {
+    if backend::is_upgrading() {
         return;
     }
-    if !preloading {
+    if !backend::is_preloading() {
         error::raise(error::Error::NotPreloaded);
     }
     guc::define();
     shmem::install_hooks();
     commit::register();
+    two_phase::register();
+    suspended::register();
     hooks::install();
     launcher::register();
 }

@@ -1,18 +1,13 @@
-//! Two-phase commit: what a prepared transaction noted, kept in shared memory until its second phase.
-//!
-//! Each prepared transaction of a database with the extension has a slot, also one that noted nothing. What is not found
-//! here at COMMIT PREPARED (a restart forgets it, a full table never knew it, claims and recoveries are not kept) has the
-//! worker recover from the tables.
+//! What prepared transactions noted, in shared memory until their second phase. Kept is what [`Note::is_only_rows`] holds
+//! true of, as a few numbers.
 
-use crate::counters::ByStatus;
 use crate::note::Note;
-use crate::shmem::{self, Database, NEVER};
-use crate::timers::{AT_ONCE, Moments};
-use crate::{commit, wake};
+use crate::status::{ByStatus, PerStatus, Status};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering::*};
 
+/// The slot of one prepared transaction.
 #[repr(C)]
 pub struct Prepared {
     /// Its name, hashed. 0: free.
@@ -22,10 +17,9 @@ pub struct Prepared {
     /// Those that are announced by name; -1: more than that.
     ids: [AtomicI64; IDS],
     len: AtomicI32,
-    by_status: [AtomicI64; 4],
+    by_status: PerStatus<AtomicI64>,
     published: AtomicI64,
     due: AtomicI64,
-    scheduled: AtomicI64,
     launch: AtomicBool,
 }
 
@@ -41,90 +35,59 @@ fn key(name: &[u8]) -> u64 {
     hasher.finish().clamp(1, TAKEN - 1)
 }
 
-/// The transaction of that name has been prepared, with this note.
-pub fn remember(name: &[u8], note: Option<&Note>) {
-    let Some(shared) = shmem::try_get() else { return };
-    forget(name);
-    let concerns = note.is_some_and(|n| n.launch) || shmem::current().is_some();
-    if !concerns || note.is_some_and(|n| !n.is_only_rows()) {
-        return;
-    }
-    let free = shared.prepared.iter().find(|p| p.name.compare_exchange(0, TAKEN, SeqCst, SeqCst).is_ok());
-    if let Some(slot) = free {
-        slot.fill(note);
+/// Keeps the note of the transaction of that name, unless all slots are taken.
+pub fn keep(slots: &[Prepared], name: &[u8], transaction: u64, note: &Note) {
+    if let Some(slot) = slots.iter().find(|p| p.name.compare_exchange(0, TAKEN, SeqCst, SeqCst).is_ok()) {
+        slot.fill(transaction, note);
         slot.name.store(key(name), SeqCst);
     }
 }
 
-impl Prepared {
-    fn fill(&self, note: Option<&Note>) {
-        self.transaction.store(commit::transaction(), Relaxed);
-        self.min_id.store(note.map_or(NEVER, |n| n.min_id), Relaxed);
-        let ids = note.map_or(&[][..], |n| &n.ids);
-        self.ids.iter().zip(ids).for_each(|(slot, id)| slot.store(*id, Relaxed));
-        let all = ids.len() <= IDS && !note.is_some_and(|n| n.overflow);
-        self.len.store(if all { ids.len() as i32 } else { -1 }, Relaxed);
-        for (slot, changes) in self.by_status.iter().zip(note.map_or([0; 4], |n| n.by_status)) {
-            slot.store(changes, Relaxed);
-        }
-        self.published.store(note.map_or(0, |n| n.published), Relaxed);
-        self.due.store(note.map_or(NEVER, |n| n.due), Relaxed);
-        self.scheduled.store(note.map_or(NEVER, |n| n.scheduled), Relaxed);
-        self.launch.store(note.is_some_and(|n| n.launch), Relaxed);
-    }
-
-    fn apply(&self, database: &Database) {
-        let changes: ByStatus = std::array::from_fn(|i| self.by_status[i].load(Relaxed));
-        database.count(self.transaction.load(Relaxed), changes);
-        database.counters.published.fetch_add(self.published.load(Relaxed), Relaxed);
-        let scheduled = self.scheduled.load(Relaxed);
-        if scheduled != NEVER {
-            database.wake_due.store(true, SeqCst);
-        }
-        database.timers.note(&Moments {
-            due: self.due.load(Relaxed),
-            scheduled,
-            retention: NEVER,
-            claims: 0,
-            lease_end: NEVER,
-        });
-        let min_id = self.min_id.load(Relaxed);
-        if min_id != NEVER {
-            database.lowered.fetch_min(min_id, SeqCst);
-        }
-        let named = usize::try_from(self.len.load(Relaxed)).ok().and_then(|len| self.ids.get(..len));
-        if !named.is_some_and(|ids| ids.iter().all(|id| database.ring.push(id.load(Relaxed)))) {
-            database.overflow.store(true, SeqCst);
-        }
-    }
-}
-
-/// COMMIT PREPARED succeeded.
-pub fn commit(name: &[u8]) {
-    let Some(shared) = shmem::try_get() else { return };
+/// The transaction of that name and its note; none: it was not kept. Frees the slot.
+pub fn take(slots: &[Prepared], name: &[u8]) -> Option<(u64, Note)> {
     let key = key(name);
-    let slot = shared.prepared.iter().find(|p| p.name.load(SeqCst) == key);
-    if slot.is_some_and(|p| p.launch.load(Relaxed)) {
-        shared.ask_to_launch();
-    }
-    if let Some(database) = shmem::current() {
-        match slot {
-            Some(slot) => slot.apply(database),
-            None => database.recover.store(true, SeqCst),
-        }
-        wake::worker(database, AT_ONCE);
-    }
-    if let Some(slot) = slot {
-        slot.name.store(0, SeqCst);
+    let slot = slots.iter().find(|p| p.name.load(SeqCst) == key)?;
+    let kept = (slot.transaction.load(Relaxed), slot.note());
+    slot.name.store(0, SeqCst);
+    Some(kept)
+}
+
+/// Frees the slot of that name.
+pub fn forget(slots: &[Prepared], name: &[u8]) {
+    let key = key(name);
+    for slot in slots {
+        let _free = slot.name.compare_exchange(key, 0, SeqCst, SeqCst);
     }
 }
 
-/// ROLLBACK PREPARED, or the name is used anew.
-pub fn forget(name: &[u8]) {
-    if let Some(shared) = shmem::try_get() {
-        let key = key(name);
-        for slot in &shared.prepared {
-            let _free = slot.name.compare_exchange(key, 0, SeqCst, SeqCst);
+impl Prepared {
+    fn fill(&self, transaction: u64, note: &Note) {
+        let rows = &note.rows;
+        self.transaction.store(transaction, Relaxed);
+        self.min_id.store(rows.min_id, Relaxed);
+        self.ids.iter().zip(&rows.ids).for_each(|(slot, id)| slot.store(*id, Relaxed));
+        let all = rows.ids.len() <= IDS && !rows.overflow;
+        self.len.store(if all { rows.ids.len() as i32 } else { -1 }, Relaxed);
+        for status in Status::ALL {
+            self.by_status[status].store(rows.by_status[status], Relaxed);
         }
+        self.published.store(rows.published, Relaxed);
+        self.due.store(rows.due, Relaxed);
+        self.launch.store(note.control.launch, Relaxed);
+    }
+
+    fn note(&self) -> Note {
+        let mut note = Note::new(0);
+        let rows = &mut note.rows;
+        rows.min_id = self.min_id.load(Relaxed);
+        match usize::try_from(self.len.load(Relaxed)).ok().and_then(|len| self.ids.get(..len)) {
+            Some(ids) => ids.iter().for_each(|id| rows.list(id.load(Relaxed))),
+            None => rows.overflow = true,
+        }
+        rows.by_status = ByStatus::of(|status| self.by_status[status].load(Relaxed));
+        rows.published = self.published.load(Relaxed);
+        rows.due = self.due.load(Relaxed);
+        note.control.launch = self.launch.load(Relaxed);
+        note
     }
 }

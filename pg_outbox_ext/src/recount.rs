@@ -5,7 +5,8 @@
 //! it, and the count is added at the end. While the snapshot is being chosen the question has no answer: a commit that
 //! falls into that moment spoils the count, which then begins again.
 
-use crate::counters::{ByStatus, Counters};
+use crate::counters::Counters;
+use crate::status::ByStatus;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
 /// Running transactions that a snapshot can remember. Should there be more, the others are taken for seen.
@@ -60,7 +61,7 @@ impl Recount {
         for (slot, running) in self.running.iter().zip(&seen.running) {
             slot.store(*running, SeqCst);
         }
-        counters.set_by_status([0; 4]);
+        counters.set_by_status(ByStatus::NONE);
         self.generation.store(generation + 1, SeqCst);
     }
 
@@ -100,6 +101,7 @@ pub fn with_epoch(transaction: u32, next: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Status;
 
     fn zeroed<T>() -> Box<T> {
         // SAFETY: both structures hold atomic integers alone, for which all-zero bytes are valid.
@@ -107,10 +109,12 @@ mod tests {
     }
 
     fn pending(counters: &Counters) -> i64 {
-        counters.by_status[0].load(SeqCst)
+        counters.by_status[Status::Pending].load(SeqCst)
     }
 
-    const ONE: ByStatus = [1, 0, 0, 0];
+    fn one() -> ByStatus {
+        ByStatus::of(|status| i64::from(status == Status::Pending))
+    }
 
     #[test]
     fn a_commit_that_the_count_saw_is_not_counted_twice() {
@@ -118,11 +122,11 @@ mod tests {
         recount.begin();
         recount.chosen(&counters, || Seen { first_running: 10, next: 20, running: vec![10, 15] });
         for transaction in [9, 12, 19] {
-            recount.add(&counters, transaction, ONE);
+            recount.add(&counters, transaction, one());
         }
         assert_eq!(pending(&counters), 0);
         for transaction in [10, 15, 20, 1 << 33] {
-            recount.add(&counters, transaction, ONE);
+            recount.add(&counters, transaction, one());
         }
         assert_eq!(pending(&counters), 4);
         assert!(!recount.is_spoiled());
@@ -131,10 +135,10 @@ mod tests {
     #[test]
     fn a_commit_while_the_snapshot_is_chosen_spoils_the_count_and_is_not_lost() {
         let (recount, counters) = (zeroed::<Recount>(), zeroed::<Counters>());
-        recount.add(&counters, 5, ONE);
+        recount.add(&counters, 5, one());
         assert!(!recount.is_spoiled());
         recount.begin();
-        recount.add(&counters, 6, ONE);
+        recount.add(&counters, 6, one());
         assert_eq!(pending(&counters), 2);
         recount.chosen(&counters, Seen::default);
         assert!(recount.is_spoiled());

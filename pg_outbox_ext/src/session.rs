@@ -2,11 +2,11 @@
 //! the slot is marked and the worker releases what the session had claimed. (A backend that is killed takes the server
 //! through a restart, after which every claim is released.)
 
-use crate::commit::Local;
+use crate::backend::{self, Local};
 use crate::error::{Error, raise};
 use crate::shmem::{self, Attachment, Database};
 use crate::timers::AT_ONCE;
-use crate::wake;
+use crate::{clock, wake};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering::*;
 
@@ -21,17 +21,15 @@ pub fn attach(name: &str) {
         write_name(mine, name);
         return;
     }
-    // SAFETY: reads the state of the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
+    if backend::is_standby() {
         raise(Error::Standby);
     }
     let shared = shmem::get();
-    // SAFETY: plain reads of variables of this backend.
-    let (pid, database) = unsafe { (pg_sys::MyProcPid, pg_sys::MyDatabaseId) };
+    let (pid, database) = (backend::pid(), backend::database());
     let free = shared.attachments.iter().find(|a| a.pid.compare_exchange(0, pid, SeqCst, SeqCst).is_ok());
     let Some(mine) = free else { raise(Error::TooManyConsumers) };
     write_name(mine, name);
-    mine.attached_at.store(wake::now(), Relaxed);
+    mine.attached_at.store(clock::now(), Relaxed);
     mine.database.store(database.to_u32(), Relaxed);
     mine.id.store(shared.next_attachment.fetch_add(1, SeqCst) + 1, SeqCst);
     MINE.with(|m| *m = Some(mine));
@@ -89,8 +87,7 @@ fn read_name(slot: &Attachment) -> String {
 
 /// The attached sessions of this database: attachment, pid, consumer, since when.
 pub fn attached() -> Vec<(i64, i32, String, i64)> {
-    // SAFETY: a plain read of a variable of this backend.
-    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let database = backend::database().to_u32();
     shmem::get()
         .attachments
         .iter()

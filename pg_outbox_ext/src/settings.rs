@@ -1,6 +1,7 @@
 //! What the worker depends on, whatever the administrator set for all sessions, for this database or for a role.
 
 use crate::attempt::{Failure, Patience, attempt_as_superuser};
+use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use std::ffi::CStr;
 
@@ -40,6 +41,17 @@ const PINNED: &[(&CStr, &CStr)] = &[
     (c"enable_mergejoin", c"off"),
     (c"jit", c"off"),
 ];
+
+/// Reads the configuration files again if the postmaster said so; whether it did. In the main loop of a background worker,
+/// outside a transaction.
+pub fn reload() -> bool {
+    let asked = BackgroundWorker::sighup_received();
+    if asked {
+        // SAFETY: where PostgreSQL's own background workers call it.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+    asked
+}
 
 /// Right after the worker connected. Source: AutoVacWorkerMain() of PostgreSQL's autovacuum.c, which does the same.
 pub fn pin() -> Result<(), Failure> {

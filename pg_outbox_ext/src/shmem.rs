@@ -3,11 +3,13 @@
 //! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them. There are as many as
 //! there can be workers.
 
-use crate::counters::{ByStatus, Counters};
+use crate::counters::Counters;
 use crate::prepared::Prepared;
 use crate::recount::Recount;
 use crate::ring::Ring;
+use crate::status::ByStatus;
 use crate::timers::Timers;
+use crate::{backend, clock};
 use pgrx::pg_sys;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
 
@@ -64,8 +66,8 @@ pub struct Database {
 
     pub timers: Timers,
     pub ended_attachments: AtomicU32,
-    /// The worker did not get the lock of claims and settlements in time: whoever holds it says when it lets go.
-    pub turn_wanted: AtomicBool,
+    /// The worker did not get the claim lock in time: whoever holds it says when it lets go.
+    pub claim_lock_wanted: AtomicBool,
 
     /// More events than could be listed.
     pub overflow: AtomicBool,
@@ -86,7 +88,7 @@ impl Database {
         for flag in [
             &self.stop,
             &self.absent,
-            &self.turn_wanted,
+            &self.claim_lock_wanted,
             &self.overflow,
             &self.wake_due,
             &self.wake_released,
@@ -99,8 +101,8 @@ impl Database {
         self.worker_pid.store(0, Relaxed);
         self.worker_latch.store(std::ptr::null_mut(), Relaxed);
         self.ended_attachments.store(0, Relaxed);
-        self.since.store(crate::wake::now(), Relaxed);
-        self.last_token.store(crate::wake::now(), Relaxed);
+        self.since.store(clock::now(), Relaxed);
+        self.last_token.store(clock::now(), Relaxed);
         self.ring.reset();
         self.forget();
     }
@@ -127,7 +129,7 @@ impl Database {
 
     /// At commit: changes by status of that transaction.
     pub fn count(&self, transaction: u64, changes: ByStatus) {
-        if changes != [0; 4] {
+        if changes != ByStatus::NONE {
             self.recount.add(&self.counters, transaction, changes);
         }
     }
@@ -163,13 +165,6 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Asks the launcher to look into this backend's database.
-    pub fn ask_to_launch(&self) {
-        // SAFETY: a plain read of a variable of this backend.
-        let _listed = Shared::list(&self.requests, unsafe { pg_sys::MyDatabaseId });
-        crate::wake::launcher(self);
-    }
-
     /// Puts a database into a list of databases; false: the list is full.
     pub fn list(list: &[AtomicU32], oid: pg_sys::Oid) -> bool {
         list.iter().any(|slot| slot.compare_exchange(0, oid.to_u32(), SeqCst, SeqCst).is_ok())
@@ -187,10 +182,8 @@ static DATABASES: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
 /// More would waste memory on a server whose workers do other things: 40 kB each.
 const MOST_DATABASES: usize = 1024;
 
-/// PostgreSQL sets max_worker_processes once, before it asks for shared memory.
 fn slots() -> usize {
-    // SAFETY: a plain read of a setting that does not change while the server runs.
-    usize::try_from(unsafe { pg_sys::max_worker_processes }).unwrap_or(0).min(MOST_DATABASES)
+    backend::max_workers().min(MOST_DATABASES)
 }
 
 /// The slots of all databases, free ones among them.
@@ -228,8 +221,7 @@ pub fn get() -> &'static Shared {
 /// This database's slot; none before the launcher made one.
 pub fn current() -> Option<&'static Database> {
     static LAST: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
-    // SAFETY: a plain read of a variable of this backend.
-    let oid = unsafe { pg_sys::MyDatabaseId };
+    let oid = backend::database();
     // SAFETY: null, or a slot in shared memory that was found here before; whose it is now, its oid says.
     let last = unsafe { LAST.load(Relaxed).as_ref() };
     if let Some(last) = last.filter(|slot| slot.oid.load(Acquire) == oid.to_u32()) {
@@ -296,8 +288,8 @@ unsafe extern "C-unwind" fn startup() {
         let shared = pg_sys::ShmemInitStruct(c"pg_outbox".as_ptr(), size_of::<Shared>(), &mut found).cast::<Shared>();
         if !found {
             std::ptr::write_bytes(shared, 0, 1);
-            (*shared).boot.store(crate::wake::now(), Relaxed);
-            (*shared).next_attachment.store(crate::wake::now(), Relaxed);
+            (*shared).boot.store(clock::now(), Relaxed);
+            (*shared).next_attachment.store(clock::now(), Relaxed);
         }
         let size = size_of::<Database>() * slots();
         let databases = pg_sys::ShmemInitStruct(c"pg_outbox databases".as_ptr(), size, &mut found).cast::<Database>();

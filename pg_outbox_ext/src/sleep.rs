@@ -1,5 +1,6 @@
 //! Sleeping until the latch is set, the time is up, or the clock on the wall has been set.
 
+use crate::backend;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 use std::fs::File;
@@ -12,8 +13,8 @@ pub fn for_latch(timeout_ms: Option<i64>) {
         pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | if timeout_ms.is_some() { pg_sys::WL_TIMEOUT } else { 0 };
     // SAFETY: plain calls of PostgreSQL's latch functions on this process's own latch.
     unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout_ms.unwrap_or(-1) as _, pg_sys::PG_WAIT_EXTENSION);
-        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pg_sys::WaitLatch(backend::latch(), events as i32, timeout_ms.unwrap_or(-1) as _, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(backend::latch());
     }
     serve_interrupts();
 }
@@ -44,7 +45,7 @@ impl Bed {
             let add = |events, socket, latch| {
                 pg_sys::AddWaitEventToSet(set, events, socket, latch, std::ptr::null_mut());
             };
-            add(pg_sys::WL_LATCH_SET, NO_SOCKET, pg_sys::MyLatch);
+            add(pg_sys::WL_LATCH_SET, NO_SOCKET, backend::latch());
             add(pg_sys::WL_EXIT_ON_PM_DEATH, NO_SOCKET, std::ptr::null_mut());
             if let Some(clock) = &clock {
                 add(pg_sys::WL_SOCKET_READABLE, clock.timer.as_raw_fd(), std::ptr::null_mut());
@@ -65,7 +66,7 @@ impl Bed {
                 1,
                 pg_sys::PG_WAIT_EXTENSION,
             );
-            pg_sys::ResetLatch(pg_sys::MyLatch);
+            pg_sys::ResetLatch(backend::latch());
             happened
         };
         serve_interrupts();

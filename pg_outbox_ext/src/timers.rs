@@ -128,10 +128,8 @@ impl Leases {
 #[repr(C)]
 pub struct Timers {
     pub alarm: Alarm,
-    /// A retry, a circuit's end, a scheduled event that a claim has seen.
+    /// A retry, a circuit's end, a scheduled event.
     pub due: Timer,
-    /// A scheduled event that no claim has seen yet, or later ones may hide behind it.
-    pub scheduled: Timer,
     /// A processed event is old enough to be removed.
     pub retention: Timer,
     pub leases: Leases,
@@ -141,7 +139,6 @@ pub struct Timers {
 #[derive(Debug, Clone, Copy)]
 pub struct Moments {
     pub due: i64,
-    pub scheduled: i64,
     pub retention: i64,
     pub claims: i64,
     pub lease_end: i64,
@@ -150,7 +147,7 @@ pub struct Moments {
 impl Timers {
     pub fn reset(&self) {
         self.alarm.clear();
-        for timer in [&self.due, &self.scheduled, &self.retention] {
+        for timer in [&self.due, &self.retention] {
             timer.reset();
         }
         self.leases.reset();
@@ -159,15 +156,14 @@ impl Timers {
     /// At commit. Returns the earliest moment that was handed over, for [`Alarm::ring`].
     pub fn note(&self, new: &Moments) -> i64 {
         self.due.set(new.due);
-        self.scheduled.set(new.scheduled);
         self.retention.set(new.retention);
         self.leases.note(new.claims, new.lease_end);
-        new.due.min(new.scheduled).min(new.retention).min(new.lease_end)
+        new.due.min(new.retention).min(new.lease_end)
     }
 
     /// For the worker: the next moment to wake at.
     pub fn moment(&self) -> i64 {
-        self.due.moment().min(self.scheduled.moment()).min(self.retention.moment()).min(self.leases.moment())
+        self.due.moment().min(self.retention.moment()).min(self.leases.moment())
     }
 
     /// For the worker: everything is to be looked at anew at that moment, because the clock or a setting has changed.
@@ -188,7 +184,7 @@ mod tests {
         timers
     }
 
-    const NOTHING: Moments = Moments { due: NEVER, scheduled: NEVER, retention: NEVER, claims: 0, lease_end: NEVER };
+    const NOTHING: Moments = Moments { due: NEVER, retention: NEVER, claims: 0, lease_end: NEVER };
 
     fn claim(end: i64) -> Moments {
         Moments { claims: 1, lease_end: end, ..NOTHING }

@@ -2,10 +2,11 @@
 //! and can't fail: no table is touched, nothing is waited for.
 
 use crate::commit::note;
-use crate::counters::{bucket, status_index};
-use crate::note::Note;
+use crate::counters::bucket;
+use crate::note::{Note, Rows};
 use crate::shmem::as_lowered;
-use crate::{guc, wake};
+use crate::status::Status;
+use crate::{clock, guc};
 use pgrx::pg_sys;
 
 /// Columns by number, as `sql/10_tables.sql` creates them. Later ones only follow.
@@ -37,15 +38,14 @@ impl Row {
         self.get(column).map(|datum| datum.value() as i64)
     }
 
-    /// The status's index among the counters.
-    fn status(&self) -> Option<usize> {
+    fn status(&self) -> Option<Status> {
         let datum = self.get(column::STATUS)?;
         // SAFETY: the column is text; a CHECK holds it to words so short that they are stored as they are.
-        status_index(unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
+        Status::parse(unsafe { pgrx::varlena::varlena_to_byte_slice(datum.cast_mut_ptr()) })
     }
 
     fn is_unlisted(&self) -> bool {
-        self.status() == Some(0) && self.int(column::LISTED) == Some(0)
+        self.status() == Some(Status::Pending) && self.int(column::LISTED) == Some(0)
     }
 
     /// Found by walking the primary key.
@@ -93,44 +93,45 @@ fn inserted(row: &Row, note: &mut Note) {
     let id = row.int(column::ID).unwrap_or(0);
     if !row.is_unlisted() {
         // A restore, or rows copied by hand: only the tables can tell what is owed.
-        note.recover = true;
+        note.control.recover = true;
         return;
     }
-    note.by_status[0] += 1;
-    note.published += 1;
+    let rows = &mut note.rows;
+    rows.by_status[Status::Pending] += 1;
+    rows.published += 1;
     match row.scheduled() {
-        Some(at) if at > wake::now() => note.due = note.due.min(at),
-        Some(_) => note.list(id),
+        Some(at) if at > clock::now() => rows.due_at(at),
+        Some(_) => rows.list(id),
         None => {
-            note.min_id = note.min_id.min(as_lowered(id));
-            note.list(id);
+            rows.lower(as_lowered(id));
+            rows.list(id);
         }
     }
 }
 
-fn changed(old: &Row, new: &Row, note: &mut Note) {
+fn changed(old: &Row, new: &Row, rows: &mut Rows) {
     let (from, to) = (old.status(), new.status());
     if from != to {
-        count(from, -1, note);
-        count(to, 1, note);
+        count(from, -1, rows);
+        count(to, 1, rows);
         match to {
-            Some(2) => {
-                note.processed += 1;
+            Some(Status::Processed) => {
+                rows.processed += 1;
                 if let (Some(at), Some(kept)) = (new.int(column::PROCESSED_AT), guc::retention()) {
-                    note.retention = note.retention.min(at.saturating_add(kept));
+                    rows.retain_until(at.saturating_add(kept));
                 }
-                note.latency(bucket(latency(new)));
+                rows.latency(bucket(latency(new)));
             }
-            Some(3) => note.failed += 1,
+            Some(Status::Failed) => rows.failed += 1,
             _ => {}
         }
     }
     if new.is_fresh() && !old.is_fresh() {
-        note.min_id = note.min_id.min(as_lowered(new.int(column::ID).unwrap_or(0)));
-        note.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
+        rows.lower(as_lowered(new.int(column::ID).unwrap_or(0)));
+        rows.wake_released |= old.get(column::CLAIM_TOKEN).is_none();
     }
     if let Some(at) = new.scheduled() {
-        note.due = note.due.min(at);
+        rows.due_at(at);
     }
 }
 
@@ -143,9 +144,9 @@ fn latency(row: &Row) -> i64 {
     }
 }
 
-fn count(status: Option<usize>, by: i64, note: &mut Note) {
-    if let Some(i) = status {
-        note.by_status[i] += by;
+fn count(status: Option<Status>, by: i64, rows: &mut Rows) {
+    if let Some(status) = status {
+        rows.by_status[status] += by;
     }
 }
 
@@ -182,9 +183,9 @@ pub extern "C" fn pg_finfo_track_outbox_change() -> &'static pg_sys::Pg_finfo_re
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn track_outbox_change(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     match Change::read(fcinfo) {
-        Some(Change { truncated: true, .. }) => note(|n| n.recover = true),
-        Some(Change { old: Some(old), new: Some(new), .. }) => note(|n| changed(&old, &new, n)),
-        Some(Change { old: Some(old), new: None, .. }) => note(|n| count(old.status(), -1, n)),
+        Some(Change { truncated: true, .. }) => note(|n| n.control.recover = true),
+        Some(Change { old: Some(old), new: Some(new), .. }) => note(|n| changed(&old, &new, &mut n.rows)),
+        Some(Change { old: Some(old), new: None, .. }) => note(|n| count(old.status(), -1, &mut n.rows)),
         _ => {}
     }
     pg_sys::Datum::null()

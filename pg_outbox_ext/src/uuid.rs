@@ -3,7 +3,7 @@
 //! Source: RFC 9562, section 5.7, with method 3 of section 6.2: the twelve bits after the milliseconds hold a fraction of
 //! the millisecond, and a backend never makes one that sorts before its last.
 
-use crate::commit::Local;
+use crate::backend::Local;
 use pgrx::prelude::*;
 use std::time::{SystemTime, UNIX_EPOCH};
 

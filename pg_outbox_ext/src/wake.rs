@@ -1,22 +1,9 @@
-//! Latches and clocks: how the worker and the launcher are woken, and what time it is.
+//! Latches: how the worker and the launcher are woken.
 
+use crate::backend;
 use crate::shmem::{Database, Shared};
 use pgrx::pg_sys;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering::*};
-use std::time::Instant;
-
-/// Now, in microseconds of PostgreSQL's epoch. The clock on the wall: it may be set, so it is for moments alone.
-pub fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
-
-/// Microseconds since this process first asked: for how long something takes, whatever becomes of the clock on the wall.
-pub fn monotonic() -> i64 {
-    static FIRST: OnceLock<Instant> = OnceLock::new();
-    i64::try_from(FIRST.get_or_init(Instant::now).elapsed().as_micros()).unwrap_or(i64::MAX)
-}
 
 /// After something was made due at that moment: wakes the worker if it sleeps for longer.
 pub fn worker(database: &Database, at: i64) {
@@ -48,6 +35,12 @@ pub fn launcher(shared: &Shared) {
     set(&shared.launcher_latch);
 }
 
+/// Asks the launcher to look into this backend's database.
+pub fn launcher_for_this_database(shared: &Shared) {
+    let _listed = Shared::list(&shared.requests, backend::database());
+    launcher(shared);
+}
+
 fn set(latch: &AtomicPtr<pg_sys::Latch>) {
     let latch = latch.load(SeqCst);
     if !latch.is_null() {
@@ -55,10 +48,4 @@ fn set(latch: &AtomicPtr<pg_sys::Latch>) {
         // is gone, whoever has its place wakes for nothing, which every user of a latch copes with.
         unsafe { pg_sys::SetLatch(latch) };
     }
-}
-
-/// This process's own latch, for others to set.
-pub fn own() -> *mut pg_sys::Latch {
-    // SAFETY: set when the process started.
-    unsafe { pg_sys::MyLatch }
 }

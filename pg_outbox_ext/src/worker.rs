@@ -19,7 +19,7 @@ use crate::chores::Chores;
 use crate::shmem::{self, Database, State};
 use crate::sleep::{self, Bed};
 use crate::timers::NEVER;
-use crate::{guc, pack, settings, wake};
+use crate::{backend, clock, guc, pack, settings, wake};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -106,14 +106,13 @@ pub fn serve_termination() {
 
 /// From here on others can wake this worker, and see that it ended. False: the slot is another's.
 fn take_slot(database: &'static Database) -> bool {
-    // SAFETY: a plain read; the callback lives in this library, which is never unloaded.
-    unsafe {
-        if database.worker_pid.compare_exchange(0, pg_sys::MyProcPid, SeqCst, SeqCst).is_err() {
-            return false;
-        }
-        pg_sys::on_shmem_exit(Some(leave_slot), pg_sys::Datum::from(std::ptr::from_ref(database) as usize));
+    if database.worker_pid.compare_exchange(0, backend::pid(), SeqCst, SeqCst).is_err() {
+        return false;
     }
-    database.worker_latch.store(wake::own(), SeqCst);
+    let argument = pg_sys::Datum::from(std::ptr::from_ref(database) as usize);
+    // SAFETY: the callback lives in this library, which is never unloaded.
+    unsafe { pg_sys::on_shmem_exit(Some(leave_slot), argument) };
+    database.worker_latch.store(backend::latch(), SeqCst);
     true
 }
 
@@ -175,9 +174,7 @@ impl Worker {
         database.overflow.store(false, SeqCst);
         self.notify(vec![pack::wake_up("startup")], Vec::new());
         while !database.stop.load(SeqCst) && !TERMINATED.load(SeqCst) {
-            if BackgroundWorker::sighup_received() {
-                // SAFETY: in the main loop of a background worker, outside a transaction.
-                unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            if settings::reload() {
                 self.chores.look_at_all();
             }
             let announced = self.announce();
@@ -196,7 +193,7 @@ impl Worker {
     fn has_news(&self) -> bool {
         let database = self.database;
         let raised = [&database.overflow, &database.wake_due, &database.wake_released];
-        self.unsent.left(wake::monotonic()) == 0
+        self.unsent.left(clock::monotonic()) == 0
             && (database.ring.len() > 0 || raised.iter().any(|flag| flag.load(SeqCst)))
     }
 
@@ -205,7 +202,7 @@ impl Worker {
         if !self.has_news() {
             return false;
         }
-        let wait = self.gathering.left(wake::monotonic());
+        let wait = self.gathering.left(clock::monotonic());
         if wait > 0 {
             sleep::for_latch(Some((wait + 999) / 1000));
         }
@@ -238,7 +235,7 @@ impl Worker {
             }
             sent => sent,
         };
-        self.gathering = Pause::new(wake::monotonic(), gather(events));
+        self.gathering = Pause::new(clock::monotonic(), gather(events));
         match sent {
             Ok(count) => {
                 self.database.counters.notifications.fetch_add(count as i64, Relaxed);
@@ -251,7 +248,7 @@ impl Worker {
     fn not_sent(&mut self, failure: &Failure) {
         // Which it were, nobody has to know: consumers look at the tables.
         self.database.overflow.store(true, SeqCst);
-        self.unsent.failed(wake::monotonic());
+        self.unsent.failed(clock::monotonic());
         if self.unsent.is_worth_a_line() {
             failure.log(c"notifying");
         }
@@ -280,8 +277,8 @@ impl Worker {
 
     /// How long to sleep, in milliseconds; none: until woken.
     fn sleep_ms(&self, until: i64) -> Option<i64> {
-        let due = (until != NEVER).then(|| until.saturating_sub(wake::now()));
-        let unsent = Some(self.unsent.left(wake::monotonic())).filter(|left| *left > 0);
+        let due = (until != NEVER).then(|| until.saturating_sub(clock::now()));
+        let unsent = Some(self.unsent.left(clock::monotonic())).filter(|left| *left > 0);
         let micros = [due, self.chores.left(), unsent].into_iter().flatten().min()?;
         // A day at most: WaitLatch counts milliseconds in 32 bits.
         Some((micros.max(0) / 1000 + 1).min(86_400_000))

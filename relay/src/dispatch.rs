@@ -13,16 +13,19 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio_postgres::Notification;
 
+use crate::agenda::Agenda;
 use crate::config::Tuning;
 use crate::destination::{Environment, Outcome, Spec, Standing};
 use crate::error::{Error, Result};
 use crate::lane::{Done, News};
-use crate::lanes::{Ask, Lanes, Limits};
+use crate::lanes::{Ask, Lanes};
 use crate::lease::{Asked, Lease};
 use crate::ledger::{Ended, Key, Ledger, Settlement};
 use crate::metrics::Metrics;
+use crate::served::Limits;
 use crate::shutdown::Shutdown;
 use crate::store::{Claimed, Store, Unread};
+use crate::timer::sleep_until;
 use crate::trace;
 
 /// A server may be busy for a while: with a recovery, or with what an operator asked for.
@@ -61,20 +64,15 @@ pub struct Dispatcher {
     /// How the connection to the broker stands, from the first destination on that needs it.
     broker: Option<watch::Receiver<Standing>>,
     queries: FuturesUnordered<BoxFuture<'static, Result<Answer>>>,
+    agenda: Agenda<Batch>,
     /// There may be more to claim.
     more: bool,
-    claiming: bool,
-    settling: bool,
-    reloading: bool,
-    stale_destinations: bool,
-    /// A claim's answer that waits for the destinations to be read.
-    kept: Option<Batch>,
-    turn: bool,
+    /// The next claim is also for destinations that lag behind.
+    lagging_too: bool,
     /// Bytes of an event, on a moving average.
     average: usize,
     /// When to look again although nothing happened.
     look_again: Option<Instant>,
-    stopping: bool,
 }
 
 impl Dispatcher {
@@ -93,16 +91,11 @@ impl Dispatcher {
             done,
             broker: None,
             queries: FuturesUnordered::new(),
+            agenda: Agenda::new(),
             more: true,
-            claiming: false,
-            settling: false,
-            reloading: false,
-            stale_destinations: true,
-            kept: None,
-            turn: false,
+            lagging_too: false,
             average: 1024,
             look_again: None,
-            stopping: false,
         }
     }
 
@@ -111,7 +104,7 @@ impl Dispatcher {
         let mut ended = Vec::with_capacity(512);
         loop {
             self.advance();
-            if self.stopping && self.ledger.is_empty() && self.queries.is_empty() {
+            if self.agenda.is_stopping() && self.ledger.is_empty() && self.queries.is_empty() {
                 return Ok(());
             }
             let timer = self.next_timer();
@@ -124,7 +117,7 @@ impl Dispatcher {
                 Some(notification) = notified.recv() => self.notified(&notification),
                 Some(answer) = self.queries.next(), if !self.queries.is_empty() => self.answered(answer?),
                 standing = changed(&mut self.broker) => self.broker_changed(standing),
-                () = shutdown.requested(), if !self.stopping => self.stop(),
+                () = shutdown.requested(), if !self.agenda.is_stopping() => self.stop(),
                 () = sleep_until(timer), if timer.is_some() => {}
             }
         }
@@ -135,25 +128,24 @@ impl Dispatcher {
         let now = Instant::now();
         self.look_again = self.ledger.report_partial(now);
         self.settle();
-        if self.stale_destinations && !self.reloading && !self.stopping {
-            self.reload();
+        if self.agenda.begin_reading() {
+            self.read_destinations();
         }
-        if !self.claiming && !self.reading() && !self.stopping {
+        if self.agenda.may_claim() {
             let missed = self.lanes.any_missed(self.tuning.claim_batch, self.average, now);
             if self.more || missed {
-                self.claim(now, self.turn || missed);
+                self.claim(now, self.lagging_too || missed);
             }
         }
         self.renew(now);
-        if self.stopping && !self.settling && !self.claiming {
+        if self.agenda.may_give_back() {
             self.give_back();
         }
         self.metrics.held.set(i64::try_from(self.ledger.len()).unwrap_or(i64::MAX));
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        let free = !self.claiming && !self.reading() && !self.stopping;
-        let probe = self.lanes.next_probe().filter(|_| free);
+        let probe = self.lanes.next_probe().filter(|_| self.agenda.may_claim());
         [self.look_again, self.ledger.next_renewal(), probe].into_iter().flatten().min()
     }
 
@@ -165,13 +157,13 @@ impl Dispatcher {
         }));
     }
 
-    fn claim(&mut self, now: Instant, turn: bool) {
-        match self.lanes.ask(self.tuning.claim_batch, self.average, turn, now) {
+    fn claim(&mut self, now: Instant, lagging_too: bool) {
+        match self.lanes.ask(self.tuning.claim_batch, self.average, lagging_too, now) {
             Ask::Wait { until } => {
                 self.look_again = [self.look_again, until].into_iter().flatten().min();
             }
             Ask::Claim { count, names } => {
-                (self.more, self.turn) = (false, !self.turn);
+                (self.more, self.lagging_too) = (false, !self.lagging_too);
                 self.claim_for(count, names);
             }
             Ask::Try { name } => self.claim_for(1, vec![name]),
@@ -181,7 +173,7 @@ impl Dispatcher {
     fn claim_for(&mut self, asked: usize, names: Vec<String>) {
         let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
         let bytes = self.tuning.max_bytes_in_flight;
-        self.claiming = true;
+        self.agenda.claim_began();
         self.metrics.claims.inc();
         // Large events take their time: the limit is on silence, not on the whole.
         let silence = answer_limit(&self.tuning);
@@ -192,13 +184,13 @@ impl Dispatcher {
     }
 
     fn settle(&mut self) {
-        if self.settling {
+        if !self.agenda.may_settle() {
             return;
         }
         let Some(settlement) = self.ledger.settlement() else {
             return;
         };
-        self.settling = true;
+        self.agenda.settlement_began();
         self.metrics.settlements.inc();
         let store = self.store.clone();
         self.query(async move {
@@ -207,8 +199,7 @@ impl Dispatcher {
         });
     }
 
-    fn reload(&mut self) {
-        (self.reloading, self.stale_destinations) = (true, false);
+    fn read_destinations(&mut self) {
         let (store, environment) = (self.store.clone(), self.environment.clone());
         self.query(async move {
             environment.allow_networks_of_database(&store.webhook_allow_networks().await?);
@@ -240,24 +231,25 @@ impl Dispatcher {
 
     fn answered(&mut self, answer: Answer) {
         match answer {
-            Answer::Claimed(batch) if self.reading() => self.kept = Some(batch),
-            Answer::Claimed(batch) => self.claimed(batch),
+            Answer::Claimed(batch) => {
+                if let Some(batch) = self.agenda.claim_answered(batch) {
+                    self.claimed(batch);
+                }
+            }
             Answer::Settled(settlement, latencies) => {
-                self.settling = false;
+                self.agenda.settled();
                 // What was given back can be claimed now, by this relay too.
                 self.more |= settlement.exceptions.iter().any(|e| e.outcome == "released");
                 self.metrics.processed(&latencies);
                 settlement.delivered.iter().for_each(|event_id| trace::step("settled", event_id, None));
             }
             Answer::Destinations(specs) => {
-                self.reloading = false;
+                let kept = self.agenda.destinations_read();
                 self.more = true;
                 self.lanes.update(specs);
                 self.follow_broker();
                 self.tell_what_is_unable();
-                if !self.stale_destinations
-                    && let Some(batch) = self.kept.take()
-                {
+                if let Some(batch) = kept {
                     self.claimed(batch);
                 }
             }
@@ -282,7 +274,7 @@ impl Dispatcher {
     fn broker_changed(&mut self, standing: Standing) {
         let back = self.lanes.broker_changed(standing);
         self.more = true;
-        if !back.is_empty() && !self.stopping {
+        if !back.is_empty() && !self.agenda.is_stopping() {
             let store = self.store.clone();
             self.query(async move {
                 store.destinations_back(&back).await?;
@@ -302,13 +294,7 @@ impl Dispatcher {
         }
     }
 
-    /// An event is never handed to a destination as it was before a change that was committed before the event.
-    fn reading(&self) -> bool {
-        self.reloading || (self.stale_destinations && !self.stopping)
-    }
-
     fn claimed(&mut self, Batch { asked, names, events, at }: Batch) {
-        self.claiming = false;
         self.metrics.claimed.inc_by(events.len() as u64);
         // Deliveries that are due again may come several to an event, and half of the room may have been kept for them.
         let deliveries: usize = events.iter().map(|event| event.destinations.len()).sum();
@@ -332,7 +318,7 @@ impl Dispatcher {
         trace::step("claimed", &claimed.event_id, None);
         self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at, lease);
         let event = match claimed.event {
-            Ok(event) => Some(Arc::new(event)).filter(|_| !self.stopping),
+            Ok(event) => Some(Arc::new(event)).filter(|_| !self.agenda.is_stopping()),
             Err(Unread::NoRoom) => None,
             Err(Unread::Unreadable(error)) => return self.reject(key, &claimed.destinations, &error),
         };
@@ -376,7 +362,7 @@ impl Dispatcher {
     fn notified(&mut self, notification: &Notification) {
         self.metrics.notifications.inc();
         if notification.channel() == "outbox_destinations" {
-            self.stale_destinations = true;
+            self.agenda.destinations_changed();
         } else {
             trace::notified(notification.payload());
             self.more = true;
@@ -385,7 +371,7 @@ impl Dispatcher {
     }
 
     fn stop(&mut self) {
-        self.stopping = true;
+        self.agenda.stop();
         self.ledger.stop();
         self.lanes.halt();
     }
@@ -399,11 +385,4 @@ async fn changed(broker: &mut Option<watch::Receiver<Standing>>) -> Standing {
         return receiver.borrow_and_update().clone();
     }
     std::future::pending().await
-}
-
-async fn sleep_until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
-    }
 }

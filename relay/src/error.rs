@@ -1,4 +1,5 @@
-//! The relay's one error type: what went wrong, whether trying again can help, and the exit code it stands for.
+//! What ends a command or a session of the relay, and the exit code it stands for. How a delivery ended is no error: see
+//! [`crate::destination::Outcome`].
 //! No message holds a password or a secret.
 
 use std::fmt;

@@ -17,12 +17,13 @@ use crate::lease::Lease;
 use crate::ledger::{Ended, Key};
 use crate::metrics::LaneMetrics;
 use crate::pace::Pace;
-use crate::queue::{Line, Queue};
+use crate::queue::{OrderingKey, Queue};
+use crate::timer::sleep_until;
 use crate::trace;
 
 /// One delivery to make. It reports its end by being dropped at the latest, so that none can be forgotten.
 pub struct Item {
-    pub line: Line,
+    pub ordering_key: OrderingKey,
     /// At this destination, from 1 on.
     pub attempt: u32,
     pub event: Arc<Event>,
@@ -165,17 +166,17 @@ impl Lane {
         let mut under_way = FuturesUnordered::new();
         let mut preparing = self.prepare();
         loop {
-            while let Some((line, item)) = self.next(under_way.len()) {
+            while let Some((key, item)) = self.next(under_way.len()) {
                 self.metrics.in_flight.inc();
                 let target = self.settings.target.clone();
-                under_way.push(attempt(target, self.name.clone(), self.epoch, line, item));
+                under_way.push(attempt(target, self.name.clone(), self.epoch, key, item));
             }
             let wait = self.pace.not_before(Instant::now()).filter(|_| !self.queue.is_empty());
             tokio::select! {
                 biased;
-                Some((epoch, line, item, outcome)) = under_way.next(), if !under_way.is_empty() => {
+                Some((epoch, key, item, outcome)) = under_way.next(), if !under_way.is_empty() => {
                     self.metrics.in_flight.dec();
-                    self.ended(epoch, line, item, outcome);
+                    self.ended(epoch, key, item, outcome);
                 }
                 order = inbox.recv() => match order {
                     Some(order) => {
@@ -195,18 +196,18 @@ impl Lane {
     }
 
     /// The next delivery that may begin now. Those that this relay holds no lease of any more go back.
-    fn next(&mut self, under_way: usize) -> Option<(Line, Item)> {
+    fn next(&mut self, under_way: usize) -> Option<(OrderingKey, Item)> {
         let now = Instant::now();
         if !self.pace.has_room(under_way) || self.pace.not_before(now).is_some() {
             return None;
         }
-        while let Some((line, item)) = self.queue.pop() {
+        while let Some((key, item)) = self.queue.pop() {
             if !item.lease.is_over() {
                 self.pace.began(now);
-                return Some((line, item));
+                return Some((key, item));
             }
             item.release();
-            self.queue.abandon(line).into_iter().for_each(Item::release);
+            self.queue.abandon(key).into_iter().for_each(Item::release);
         }
         None
     }
@@ -232,7 +233,7 @@ impl Lane {
         match order {
             Order::Deliver(items) if self.halted => items.into_iter().for_each(Item::release),
             Order::Deliver(items) => {
-                items.into_iter().for_each(|item| self.queue.push(item.line, item));
+                items.into_iter().for_each(|item| self.queue.push(item.ordering_key, item));
             }
             Order::Change(settings) => {
                 self.pace.set_ceiling(settings.concurrency);
@@ -245,7 +246,7 @@ impl Lane {
         }
     }
 
-    fn ended(&mut self, epoch: u64, line: Line, item: Item, outcome: Outcome) {
+    fn ended(&mut self, epoch: u64, key: OrderingKey, item: Item, outcome: Outcome) {
         self.metrics.count(&outcome);
         let delivered = outcome == Outcome::Delivered;
         let goes_on = delivered || (matches!(outcome, Outcome::Rejected { .. }) && !self.settings.blocks);
@@ -262,9 +263,9 @@ impl Lane {
             matches!(outcome, Outcome::Unavailable { .. } | Outcome::Throttled { .. } | Outcome::Unable { .. });
         item.end(if late && of_destination { Ended::Released } else { Ended::With(outcome) }, news);
         if goes_on {
-            self.queue.leave(line);
+            self.queue.leave(key);
         } else {
-            let dropped: VecDeque<Item> = self.queue.abandon(line);
+            let dropped: VecDeque<Item> = self.queue.abandon(key);
             dropped.into_iter().for_each(Item::release);
         }
         if down {
@@ -295,7 +296,13 @@ impl Lane {
     }
 }
 
-async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: Item) -> (u64, Line, Item, Outcome) {
+async fn attempt(
+    target: Target,
+    name: Arc<str>,
+    epoch: u64,
+    key: OrderingKey,
+    item: Item,
+) -> (u64, OrderingKey, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let outcome = match &*target {
         // A fault of the relay's own costs no event anything, and the lane goes on.
@@ -305,14 +312,7 @@ async fn attempt(target: Target, name: Arc<str>, epoch: u64, line: Line, item: I
             .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
         Err(error) => Outcome::Unable { error: error.clone() },
     };
-    (epoch, line, item, outcome)
-}
-
-async fn sleep_until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
-    }
+    (epoch, key, item, outcome)
 }
 
 #[cfg(test)]
@@ -333,7 +333,7 @@ mod tests {
 
     fn item(id: i64, done: &UnboundedSender<Done>, lease: Duration) -> Item {
         Item {
-            line: None,
+            ordering_key: None,
             attempt: 1,
             event: Arc::new(sample_event()),
             lease: Arc::new(Lease::new(Asked::now(), lease)),

@@ -6,28 +6,22 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::destination::{Destination, Environment, Event, Object, Spec, Standing};
-use crate::lane::{self, Done, Item, News, Order, Report, Settings};
+use crate::destination::{Environment, Event, Spec, Standing};
+use crate::lane::{Done, Item, News, Order, Report};
 use crate::lease::Lease;
 use crate::ledger::Key;
 use crate::metrics::Metrics;
 use crate::pause::Pause;
-use crate::queue::Line;
+use crate::queue::OrderingKey;
+use crate::served::{Limits, Served};
 use crate::window::{self, Plan, Window};
 
-/// Bounds on what one destination may hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub max_in_flight: usize,
-    pub max_bytes: usize,
-}
-
 pub struct Lanes {
-    lanes: Vec<Lane>,
+    lanes: Vec<Served>,
     limits: Limits,
     environment: Arc<Environment>,
     metrics: Metrics,
@@ -40,20 +34,6 @@ pub struct Lanes {
     reports: Vec<(Vec<String>, String)>,
     /// The last claim could be a try.
     tried: bool,
-}
-
-struct Lane {
-    id: u32,
-    name: Arc<str>,
-    spec: Spec,
-    window: Window,
-    orders: UnboundedSender<Order>,
-    batch: Vec<Item>,
-    pause: Option<Pause>,
-    /// Why this relay has no such destination as it is configured.
-    broken: Option<String>,
-    /// Removed or disabled: finishes what is under way.
-    retired: bool,
 }
 
 /// What a claim asks for.
@@ -108,7 +88,7 @@ impl Lanes {
                 Some(at) => {
                     tracing::info!(destination = spec.name, "changed");
                     self.lanes[at].spec = spec;
-                    self.rebuild(at);
+                    self.lanes[at].rebuild(self.limits, &self.environment);
                     self.retry(at);
                 }
                 None => self.add(spec),
@@ -119,27 +99,10 @@ impl Lanes {
 
     fn add(&mut self, spec: Spec) {
         tracing::info!(destination = spec.name, kind = spec.kind, "served");
-        let (settings, broken) = settings(&spec, &self.environment);
-        let name: Arc<str> = spec.name.as_str().into();
-        let limit = window_limit(&spec, &settings, self.limits);
-        let window = Window::new(limit, self.limits.max_in_flight, self.limits.max_bytes);
-        let id = self.next_id;
+        let metrics = self.metrics.lane(&spec.name);
+        self.lanes.push(Served::start(self.next_id, spec, self.limits, &self.environment, metrics));
         self.next_id += 1;
-        let metrics = self.metrics.lane(&name);
-        let orders = lane::start(name.clone(), settings, metrics);
-        let lane = Lane { id, name, spec, window, orders, batch: Vec::new(), pause: None, broken, retired: false };
-        self.lanes.push(lane);
         self.retry(self.lanes.len() - 1);
-    }
-
-    /// Makes the destination anew from its row.
-    fn rebuild(&mut self, at: usize) {
-        let lane = &mut self.lanes[at];
-        let (settings, broken) = settings(&lane.spec, &self.environment);
-        lane.window.limit = window_limit(&lane.spec, &settings, self.limits);
-        lane.window.caught_up();
-        lane.broken = broken;
-        lane.send(Order::Change(settings));
     }
 
     /// Asks for it again, as far as this relay can serve it at all.
@@ -157,13 +120,13 @@ impl Lanes {
     }
 
     pub fn needs_broker(&self) -> bool {
-        self.lanes.iter().any(Lane::is_rabbitmq)
+        self.lanes.iter().any(Served::is_rabbitmq)
     }
 
     /// The connection to the broker stands otherwise now. The destinations that can be served again.
     pub fn broker_changed(&mut self, standing: Standing) -> Vec<String> {
         self.broker = standing;
-        let of_broker = |lane: &&mut Lane| lane.is_rabbitmq() && !lane.retired;
+        let of_broker = |lane: &&mut Served| lane.is_rabbitmq() && !lane.retired;
         let names = self.lanes.iter_mut().filter(of_broker).map(|lane| lane.name.to_string()).collect::<Vec<_>>();
         match self.broker.reason() {
             Some(why) => {
@@ -209,14 +172,14 @@ impl Lanes {
     }
 
     /// What the next claim asks for. Tries and claims for all others take turns.
-    pub fn ask(&mut self, batch: usize, average: usize, turn: bool, now: Instant) -> Ask {
+    pub fn ask(&mut self, batch: usize, average: usize, lagging_too: bool, now: Instant) -> Ask {
         self.tried = !self.tried;
         if self.tried
             && let Some(name) = self.probe(now)
         {
             return Ask::Try { name };
         }
-        match self.ask_for_all(batch, average, turn, now) {
+        match self.ask_for_all(batch, average, lagging_too, now) {
             Ask::Wait { until } => match self.probe(now) {
                 Some(name) => Ask::Try { name },
                 None => Ask::Wait { until },
@@ -225,7 +188,7 @@ impl Lanes {
         }
     }
 
-    fn ask_for_all(&mut self, batch: usize, average: usize, turn: bool, now: Instant) -> Ask {
+    fn ask_for_all(&mut self, batch: usize, average: usize, lagging_too: bool, now: Instant) -> Ask {
         let broker = &self.broker;
         let (names, mut windows): (Vec<&Arc<str>>, Vec<&mut Window>) = self
             .lanes
@@ -233,7 +196,7 @@ impl Lanes {
             .filter(|lane| lane.is_asked_for(broker))
             .map(|lane| (&lane.name, &mut lane.window))
             .unzip();
-        match window::plan(&mut windows, batch, average, turn, now) {
+        match window::plan(&mut windows, batch, average, lagging_too, now) {
             Plan::Wait { until } => Ask::Wait { until },
             Plan::Claim { count, include } => {
                 Ask::Claim { count, names: include.iter().map(|i| names[*i].to_string()).collect() }
@@ -243,14 +206,14 @@ impl Lanes {
 
     /// One event for a destination that could not be served, to see whether it can.
     fn probe(&mut self, now: Instant) -> Option<String> {
-        let due = |lane: &Lane| {
+        let due = |lane: &Served| {
             lane.may_be_tried(&self.broker)
                 && lane.window.held == 0
                 && lane.pause.as_ref().is_some_and(|p| p.is_due(now))
         };
         let at = self.lanes.iter().position(due)?;
         if self.lanes[at].broken.is_some() {
-            self.rebuild(at);
+            self.lanes[at].rebuild(self.limits, &self.environment);
         }
         let lane = &mut self.lanes[at];
         lane.pause.as_mut()?.tried(now);
@@ -294,7 +257,8 @@ impl Lanes {
             return false;
         }
         let report = Report::new(lane.id, lane.name.clone(), key, size, self.done.clone());
-        lane.batch.push(Item { line: line_of(event), attempt, event: event.clone(), lease: lease.clone(), report });
+        let ordering_key = ordering_key(event);
+        lane.batch.push(Item { ordering_key, attempt, event: event.clone(), lease: lease.clone(), report });
         true
     }
 
@@ -355,58 +319,8 @@ impl Lanes {
     }
 }
 
-impl Lane {
-    fn is_rabbitmq(&self) -> bool {
-        self.spec.kind == "rabbitmq"
-    }
-
-    /// With the others, as its window allows.
-    fn is_asked_for(&self, broker: &Standing) -> bool {
-        self.may_be_tried(broker) && self.pause.is_none()
-    }
-
-    /// While it is not known how the broker is, nothing of its destinations is touched.
-    fn may_be_tried(&self, broker: &Standing) -> bool {
-        !(self.retired || self.is_rabbitmq() && *broker == Standing::Connecting)
-    }
-
-    fn pause(&mut self, now: Instant, at_least: Option<Duration>, error: &str, what: &str) {
-        let pause = self.pause.get_or_insert_with(|| Pause::new(now));
-        if pause.failed(now, at_least.unwrap_or_default(), error) {
-            tracing::warn!(destination = &*self.name, error, "{what}");
-        }
-    }
-
-    fn retire(&mut self) {
-        self.retired = true;
-        self.send(Order::Halt);
-    }
-
-    fn send(&self, order: Order) {
-        // The lane's task ends only when this sender is dropped.
-        let _ = self.orders.send(order);
-    }
-}
-
-/// How the lane is to behave, and why this relay can't have such a destination.
-fn settings(spec: &Spec, environment: &Environment) -> (Settings, Option<String>) {
-    let target = Destination::build(spec, environment).map_err(|error| error.to_string());
-    let broken = target.as_ref().err().cloned();
-    let concurrency = target.as_ref().map_or(1, |destination| destination.concurrency().max(1));
-    let blocks = Object::new(spec.settings.as_str()).string("on_failure").as_deref() == Some("block");
-    (Settings { target: Arc::new(target), concurrency, blocks }, broken)
-}
-
-/// A broker confirms in bulk; a receiver that answers one by one is given a few rounds' work.
-fn window_limit(spec: &Spec, settings: &Settings, limits: Limits) -> usize {
-    match spec.kind.as_str() {
-        "rabbitmq" => limits.max_in_flight,
-        _ => (settings.concurrency * 4).min(limits.max_in_flight),
-    }
-}
-
 /// Two aggregates with one hash would wait for each other and lose nothing.
-fn line_of(event: &Event) -> Line {
+fn ordering_key(event: &Event) -> OrderingKey {
     let id = event.aggregate_id.as_ref()?;
     let mut hasher = DefaultHasher::new();
     (event.aggregate_type.as_deref().unwrap_or(""), id).hash(&mut hasher);

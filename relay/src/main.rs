@@ -1,17 +1,18 @@
 //! `outbox-relay`: publishes the events of pg_outbox to RabbitMQ and to signed webhooks.
 //!
-//! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store`; `lanes` gives the
-//! event to each of its destinations, whose `lane` keeps the order (`queue`) and calls `destination`; the outcome is
-//! entered in the `ledger`, which `dispatch` settles. `window` bounds what is held, `lease` says until when, `pause` and
-//! `pace` when a destination is tried again and how fast; `trace` shows each step.
+//! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store` when the `agenda` has
+//! room for it; `lanes` gives the event to each of its destinations (`served`), whose `lane` keeps the order (`queue`) and
+//! calls `destination`; the outcome is entered in the `ledger`, which `dispatch` settles. `window` bounds what is held,
+//! `lease` says until when, `pause` and `pace` when a destination is tried again and how fast; `trace` shows each step.
 //!
 //! - `cli`, `config`, `amqp_url`, `error`: what the user configures
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
 //! - `logging`, `metrics`, `http`, `check`: what an operator looks at
-//! - `backoff`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
+//! - `backoff`, `timer`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
 
 #![forbid(unsafe_code)]
 
+mod agenda;
 mod amqp_url;
 mod backoff;
 mod check;
@@ -34,9 +35,11 @@ mod pause;
 mod percent;
 mod postgres;
 mod queue;
+mod served;
 mod session;
 mod shutdown;
 mod store;
+mod timer;
 mod trace;
 mod window;
 

@@ -5,12 +5,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// The line a delivery stands in; `None`: no line.
-pub type Line = Option<u64>;
+/// Deliveries of one key go one by one; `None` waits for nothing. The hash of an event's aggregate.
+pub type OrderingKey = Option<u64>;
 
 pub struct Queue<T> {
-    ready: VecDeque<(Line, T)>,
-    /// One entry for each line with a delivery that is ready or under way: those behind it.
+    ready: VecDeque<(OrderingKey, T)>,
+    /// One entry for each key with a delivery that is ready or under way: those behind it.
     behind: HashMap<u64, VecDeque<T>>,
     len: usize,
 }
@@ -22,20 +22,20 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    pub fn push(&mut self, line: Line, item: T) {
+    pub fn push(&mut self, ordering_key: OrderingKey, item: T) {
         self.len += 1;
-        if let Some(key) = line {
+        if let Some(key) = ordering_key {
             if let Some(waiting) = self.behind.get_mut(&key) {
                 waiting.push_back(item);
                 return;
             }
             self.behind.insert(key, VecDeque::new());
         }
-        self.ready.push_back((line, item));
+        self.ready.push_back((ordering_key, item));
     }
 
-    /// The next delivery that may begin; its line is taken until `leave` or `abandon`.
-    pub fn pop(&mut self) -> Option<(Line, T)> {
+    /// The next delivery that may begin; its key is taken until `leave` or `abandon`.
+    pub fn pop(&mut self) -> Option<(OrderingKey, T)> {
         let next = self.ready.pop_front()?;
         self.len -= 1;
         Some(next)
@@ -46,30 +46,30 @@ impl<T> Queue<T> {
         self.ready.is_empty()
     }
 
-    /// The delivery under way of this line has ended: the next one may begin.
-    pub fn leave(&mut self, line: Line) {
-        let Some(key) = line else { return };
+    /// The delivery under way of this key has ended: the next one may begin.
+    pub fn leave(&mut self, ordering_key: OrderingKey) {
+        let Some(key) = ordering_key else { return };
         match self.behind.get_mut(&key).and_then(VecDeque::pop_front) {
-            Some(item) => self.ready.push_back((line, item)),
+            Some(item) => self.ready.push_back((ordering_key, item)),
             None => {
                 self.behind.remove(&key);
             }
         }
     }
 
-    /// The delivery under way of this line ended without success: gives up those behind it.
-    pub fn abandon(&mut self, line: Line) -> VecDeque<T> {
-        let dropped = line.and_then(|key| self.behind.remove(&key)).unwrap_or_default();
+    /// The delivery under way of this key ended without success: gives up those behind it.
+    pub fn abandon(&mut self, ordering_key: OrderingKey) -> VecDeque<T> {
+        let dropped = ordering_key.and_then(|key| self.behind.remove(&key)).unwrap_or_default();
         self.len -= dropped.len();
         dropped
     }
 
-    /// Gives up all that has not begun. Lines with a delivery under way stay taken.
+    /// Gives up all that has not begun. Keys with a delivery under way stay taken.
     pub fn drain(&mut self) -> Vec<T> {
         let mut dropped = Vec::with_capacity(self.len);
-        for (line, item) in self.ready.drain(..) {
+        for (ordering_key, item) in self.ready.drain(..) {
             dropped.push(item);
-            if let Some(waiting) = line.and_then(|key| self.behind.remove(&key)) {
+            if let Some(waiting) = ordering_key.and_then(|key| self.behind.remove(&key)) {
                 dropped.extend(waiting);
             }
         }
@@ -85,10 +85,10 @@ impl<T> Queue<T> {
 mod tests {
     use super::*;
 
-    fn queue(items: &[(Line, i64)]) -> Queue<i64> {
+    fn queue(items: &[(OrderingKey, i64)]) -> Queue<i64> {
         let mut queue = Queue::default();
-        for (line, item) in items {
-            queue.push(*line, *item);
+        for (ordering_key, item) in items {
+            queue.push(*ordering_key, *item);
         }
         queue
     }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn draining_keeps_the_lines_under_way_taken() {
+    fn draining_keeps_the_keys_under_way_taken() {
         let mut queue = queue(&[(Some(1), 1), (Some(1), 2), (Some(2), 3), (Some(2), 4), (None, 5)]);
         queue.pop();
         let mut dropped = queue.drain();

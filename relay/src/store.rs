@@ -1,4 +1,5 @@
-//! All SQL of the relay. Every call is one of the extension's functions; the relay touches no table.
+//! What the relay asks of the extension: every call is one of its functions, and no table of the outbox is touched. What
+//! connecting and `check` ask of PostgreSQL itself is theirs.
 //!
 //! Two sessions: the first listens, is attached and claims, so that its end, however it comes, gives back what it claimed;
 //! the second settles, so that neither waits for the other's answers. A call that is given up is cancelled in the server.

@@ -140,8 +140,8 @@ pub enum Plan {
     Wait { until: Option<Instant> },
 }
 
-/// Decides the next claim. `turn` says that lagging destinations are to be included this time.
-pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, turn: bool, now: Instant) -> Plan {
+/// Decides the next claim. `lagging_too` says that lagging destinations are to be included this time.
+pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, lagging_too: bool, now: Instant) -> Plan {
     let open: Vec<bool> = windows.iter().map(|w| w.is_open(batch, average)).collect();
     if !open.contains(&true) {
         return Plan::Wait { until: None };
@@ -162,7 +162,7 @@ pub fn plan(windows: &mut [&mut Window], batch: usize, average: usize, turn: boo
     let prompt = |i: &usize| open[*i] && !windows[*i].lagging;
     let only_lagging = !(0..windows.len()).any(|i| prompt(&i));
     let include: Vec<usize> =
-        (0..windows.len()).filter(|i| prompt(i) || (open[*i] && (turn || only_lagging))).collect();
+        (0..windows.len()).filter(|i| prompt(i) || (open[*i] && (lagging_too || only_lagging))).collect();
     for (i, window) in windows.iter_mut().enumerate() {
         window.left_out = !include.contains(&i);
     }
@@ -184,8 +184,8 @@ mod tests {
         Window { share: 1.0, ..Window::new(limit, 2000, MIB) }
     }
 
-    fn decide(windows: &mut [Window], turn: bool, now: Instant) -> Plan {
-        plan(&mut windows.iter_mut().collect::<Vec<_>>(), 500, 100, turn, now)
+    fn decide(windows: &mut [Window], lagging_too: bool, now: Instant) -> Plan {
+        plan(&mut windows.iter_mut().collect::<Vec<_>>(), 500, 100, lagging_too, now)
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod connecting;
 mod dial;
 mod json;
 mod message;
+mod publish;
 mod rabbitmq;
 mod returns;
 mod signature;

@@ -19,18 +19,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lapin::options::BasicPublishOptions;
+use lapin::ErrorKind;
 use lapin::types::ShortString;
-use lapin::{Confirmation, ErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::broker::{Broker, describe};
 use super::channel::{Declared, Open, PAUSE, Slot};
 use super::json::Object;
-use super::message::{properties, read_return, too_large, too_many_headers};
+use super::message::{too_large, too_many_headers};
+use super::publish::{Fault, Names, Try, failed, publish};
 use super::template::Template;
-use super::topology::{Declare, Topology, Undeclared};
+use super::topology::{Declare, Topology};
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
 /// No confirm for this long: the connection is given up.
@@ -61,38 +61,6 @@ struct Trial {
     slot: Slot,
     /// What is wrong with the destination as a whole, and when that was found out: it holds for all who wait.
     failed: Option<(Instant, String)>,
-}
-
-/// Where a message goes.
-struct Names {
-    exchange: ShortString,
-    key: ShortString,
-}
-
-/// How one try on one channel ended.
-enum Try {
-    Over(Outcome),
-    /// The channel was retired meanwhile.
-    Again,
-}
-
-/// Why a try came to no end.
-enum Fault {
-    /// The broker closed the channel, or the connection broke.
-    Closed(lapin::Error),
-    /// What was to be declared first.
-    Undeclared(String),
-    NoConfirm,
-    Blocked(String),
-}
-
-impl From<Undeclared> for Fault {
-    fn from(error: Undeclared) -> Self {
-        match error {
-            Undeclared::OnChannel(error) => Fault::Closed(error),
-            Undeclared::Apart(error) => Fault::Undeclared(error),
-        }
-    }
 }
 
 impl RabbitMq {
@@ -216,8 +184,12 @@ impl RabbitMq {
             {
                 return outcome;
             }
-            match self.bounded(&open, self.publish(&open, &names, event, attempt)).await {
+            match self.bounded(&open, publish(&open, &names, event, attempt)).await {
                 Ok(Try::Over(outcome)) => return outcome,
+                Ok(Try::Unroutable(error)) => {
+                    self.doubt(&open, &names);
+                    return failed(error);
+                }
                 Ok(Try::Again) => closed = "the channel was given up".into(),
                 Err(Fault::Closed(error)) if open.link.connection.status().connected() => {
                     self.main.forget(&open).await;
@@ -265,16 +237,20 @@ impl RabbitMq {
         let trying = async {
             let needed = self.topology.needs(names.exchange.as_str(), Some(&names.key));
             self.topology.declare(&apart.channel, &open.known, needed).await?;
-            self.publish(&apart, names, event, attempt).await
+            publish(&apart, names, event, attempt).await
         };
         match self.bounded(&apart, trying).await {
             Ok(Try::Over(outcome)) => {
-                let by_key = self.by_key.load(Ordering::Relaxed);
-                open.known.taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key);
+                self.taken(open, names, event);
                 if matches!(outcome, Outcome::Failed { .. }) {
                     self.doubt(open, names);
                 }
                 outcome
+            }
+            Ok(Try::Unroutable(error)) => {
+                self.taken(open, names, event);
+                self.doubt(open, names);
+                failed(error)
             }
             Ok(Try::Again) => self.closed("the channel was given up".into()),
             Err(Fault::Closed(error)) if apart.link.connection.status().connected() => {
@@ -284,6 +260,12 @@ impl RabbitMq {
             }
             Err(fault) => self.lost(&apart, trial, fault).await,
         }
+    }
+
+    /// The broker has taken this message, so that it takes such ones on the channel that all share.
+    fn taken(&self, open: &Open, names: &Names, event: &Event) {
+        let by_key = self.by_key.load(Ordering::Relaxed);
+        open.known.taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key);
     }
 
     /// A queue or binding that was declared may have been deleted since.
@@ -375,42 +357,4 @@ impl RabbitMq {
         let error = format!("channel closed by RabbitMQ: {text}");
         Some(if varies { failed(error) } else { Outcome::Unavailable { error } })
     }
-
-    async fn publish(&self, open: &Open, names: &Names, event: &Event, attempt: u32) -> Result<Try, Fault> {
-        let published = open.returns.published(event.event_id);
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let (exchange, key) = (names.exchange.clone(), names.key.clone());
-        let confirm = open
-            .channel
-            .basic_publish(exchange, key, options, &event.event_data, properties(event, attempt))
-            .await
-            .map_err(Fault::Closed)?;
-        let (acknowledged, carried) = match confirm.await.map_err(Fault::Closed)? {
-            Confirmation::Ack(carried) => (true, carried),
-            Confirmation::Nack(carried) => (false, carried),
-            Confirmation::NotRequested => {
-                return Ok(Try::Over(failed("RabbitMQ confirms nothing on this channel".into())));
-            }
-        };
-        let returned = published.confirmed(carried.map(|message| read_return(&message))).await;
-        let (exchange, key) = (names.exchange.as_str(), names.key.as_str());
-        Ok(if let Some(why) = returned {
-            self.doubt(open, names);
-            Try::Over(failed(format!(
-                "unroutable: no queue is bound to exchange {exchange:?} for routing key {key:?} ({why})"
-            )))
-        } else if !acknowledged {
-            Try::Over(failed(format!(
-                "nacked by RabbitMQ: a queue for routing key {key:?} rejects messages, it may be full"
-            )))
-        } else if open.is_retired() {
-            Try::Again
-        } else {
-            Try::Over(Outcome::Delivered)
-        })
-    }
-}
-
-fn failed(error: String) -> Outcome {
-    Outcome::Failed { error, retry_in: None }
 }

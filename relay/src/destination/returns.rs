@@ -1,7 +1,8 @@
 //! Which messages of a channel the broker returned as unroutable. Pure, but for the waiting.
 //!
-//! RabbitMQ returns a message before it confirms it. The client library gives the oldest return that it has to whichever
-//! confirm it resolves next, so under load a confirm can carry somebody else's return. Here a return goes by its
+//! RabbitMQ returns a message before it confirms it. The client library hands a return over with a confirm
+//! (<https://github.com/amqp-rs/lapin/issues/252>), but gives the oldest return that it has to whichever confirm it resolves
+//! next, so under load a confirm can carry somebody else's return. Here a return goes by its
 //! `message_id`, and three things hold:
 //!
 //! - a confirm that carries no return says that no return was left: what was returned until then is in confirms that were
