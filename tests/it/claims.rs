@@ -5,15 +5,9 @@ use anyhow::Result;
 use outbox_tests::cluster::{Cluster, Stop};
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
 pub const NONE: [i64; 0] = [];
-
-pub async fn fixture() -> Result<(&'static Cluster, String, Session)> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
-    Ok((cluster, database, session))
-}
 
 pub async fn insert(session: &Session, aggregates: &[&str]) -> Result<Vec<i64>> {
     let rows = session
@@ -45,7 +39,7 @@ async fn statuses(session: &Session) -> Result<String> {
 
 #[tokio::test]
 async fn no_event_is_handed_out_twice_at_once() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let other = cluster.connect(&database).await?;
     let ids = insert(&session, &["", "", "", ""]).await?;
     let (first, token) = claim(&session, "3").await?;
@@ -60,7 +54,7 @@ async fn no_event_is_handed_out_twice_at_once() -> Result<()> {
 
 #[tokio::test]
 async fn an_aggregate_in_flight_waits_and_others_do_not() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let ids = insert(&session, &["a", "b", "a", "c"]).await?;
     let (first, token) = claim(&session, "1").await?;
     assert_eq!(first, [ids[0]]);
@@ -72,7 +66,7 @@ async fn an_aggregate_in_flight_waits_and_others_do_not() -> Result<()> {
 
 #[tokio::test]
 async fn after_a_failure_the_later_events_of_the_aggregate_wait_for_the_retry() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let ids = insert(&session, &["a", "a", "b"]).await?;
     let (claimed, token) = claim(&session, "10").await?;
     assert_eq!(claimed, ids);
@@ -95,7 +89,7 @@ async fn after_a_failure_the_later_events_of_the_aggregate_wait_for_the_retry() 
 
 #[tokio::test]
 async fn a_retry_is_announced_at_its_moment() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let mut listener = cluster.connect(&database).await?;
     let ids = insert(&session, &["a"]).await?;
     let (_, token) = claim(&session, "10").await?;
@@ -109,7 +103,7 @@ async fn a_retry_is_announced_at_its_moment() -> Result<()> {
 
 #[tokio::test]
 async fn a_stale_token_changes_nothing() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let ids = insert(&session, &["a"]).await?;
     let (_, old) = claim(&session, "1").await?;
     assert_eq!(session.one::<i64>(&format!("SELECT outbox.release({old})")).await?, 1);
@@ -132,7 +126,7 @@ async fn a_stale_token_changes_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn the_claims_of_a_session_end_with_it() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let consumer = cluster.connect(&database).await?;
     consumer.execute("SELECT outbox.attach('consumer')", &[]).await?;
     let ids = insert(&session, &["a", "b"]).await?;
@@ -147,7 +141,7 @@ async fn the_claims_of_a_session_end_with_it() -> Result<()> {
 
 #[tokio::test]
 async fn a_claim_ends_with_its_lease() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let ids = insert(&session, &["a"]).await?;
     let (_, token) = claim(&session, "1, NULL, '50 ms'").await?;
     session.until("SELECT status = 'pending' FROM outbox_events", LONG).await?;
@@ -173,7 +167,7 @@ async fn a_crash_of_the_server_releases_every_claim() -> Result<()> {
 
 #[tokio::test]
 async fn an_event_that_commits_late_is_delivered_at_once() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let late = cluster.connect(&database).await?;
     late.batch_execute("BEGIN").await?;
     let early_id = insert(&late, &["a"]).await?;
@@ -189,7 +183,7 @@ async fn an_event_that_commits_late_is_delivered_at_once() -> Result<()> {
 
 #[tokio::test]
 async fn an_event_that_commits_late_survives_the_savepoint_in_which_it_was_claimed() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let (late, consumer) = (cluster.connect(&database).await?, cluster.connect(&database).await?);
     late.batch_execute("BEGIN").await?;
     let early_id = insert(&late, &[""]).await?;
@@ -263,7 +257,7 @@ async fn session_prepares(cluster: &Cluster, database: &str) -> Result<()> {
 /// Some events become visible late, while later ones of their aggregate wait for a retry; a claim has no room for all.
 #[tokio::test]
 async fn who_comes_late_goes_before_those_that_wait() -> Result<()> {
-    let (cluster, database, mut session) = fixture().await?;
+    let World { cluster, database, mut session } = World::new().await?;
     session.batch_execute("LISTEN outbox_events").await?;
     let late = cluster.connect(&database).await?;
     let first = insert(&session, &["a"]).await?[0];
@@ -296,7 +290,7 @@ async fn who_comes_late_goes_before_those_that_wait() -> Result<()> {
 /// Two of one aggregate are due, the later one first: it must not be in the way of the one that probes.
 #[tokio::test]
 async fn a_circuit_is_probed_whatever_is_due_first() -> Result<()> {
-    let (cluster, database, mut session) = fixture().await?;
+    let World { cluster, database, mut session } = World::new().await?;
     session.execute("SELECT outbox.add_webhook('w', 'http://127.0.0.1:9/')", &[]).await?;
     let ids = insert(&session, &["a", "a"]).await?;
     let (claimed, token) = claim(&session, "10").await?;
@@ -321,7 +315,7 @@ async fn a_circuit_is_probed_whatever_is_due_first() -> Result<()> {
 
 #[tokio::test]
 async fn arguments_that_make_no_claim_are_errors_with_a_hint() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     for call in [
         "claim(0)",
         "claim(-5)",
@@ -351,7 +345,7 @@ async fn arguments_that_make_no_claim_are_errors_with_a_hint() -> Result<()> {
 /// Its snapshot may be older than what others hold.
 #[tokio::test]
 async fn a_claim_in_an_old_snapshot_is_refused() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     insert(&session, &["a"]).await?;
     for level in ["REPEATABLE READ", "SERIALIZABLE"] {
         session.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await?;

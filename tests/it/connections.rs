@@ -1,72 +1,16 @@
 //! How the relay reaches PostgreSQL: TLS as libpq names it, several hosts, standbys that become primaries.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use outbox_tests::broker::Broker;
 use outbox_tests::cluster::{Cluster, Stop};
 use outbox_tests::postgres::Installation;
-use outbox_tests::process::{Account, run};
+use outbox_tests::process::Account;
 use outbox_tests::relay::{self, Relay};
-use outbox_tests::scratch;
+use outbox_tests::tls::{Authority, Identity};
 use outbox_tests::wait::LONG;
-
-/// A certificate authority, and a certificate that it signed for a host.
-struct Certificates {
-    dir: PathBuf,
-}
-
-impl Certificates {
-    fn make(host: &str) -> Result<Self> {
-        let dir = scratch::dir("certs")?;
-        let make = |arguments: &[&str]| {
-            let mut command = Command::new("openssl");
-            command.args(arguments).current_dir(&dir);
-            run(command)
-        };
-        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-        make(
-            &[&["req", "-x509"][..], &key, &["-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt"]]
-                .concat(),
-        )?;
-        make(&[&["req"][..], &key, &["-subj", "/CN=server", "-keyout", "server.key", "-out", "server.csr"]].concat())?;
-        let kind = if host.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
-        fs::write(dir.join("names"), format!("subjectAltName={kind}:{host}"))?;
-        make(&[
-            "x509",
-            "-req",
-            "-in",
-            "server.csr",
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "names",
-            "-out",
-            "server.crt",
-        ])?;
-        for file in fs::read_dir(&dir)? {
-            Account::of_servers()?.give(&file?.path())?;
-        }
-        Ok(Certificates { dir })
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.dir.join(name).display().to_string()
-    }
-}
-
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
 
 /// What `check` says of a connection to PostgreSQL.
 fn check(url: &str) -> Result<(bool, String)> {
@@ -82,8 +26,9 @@ async fn tls_does_what_sslmode_says() -> Result<()> {
     if !Installation::get()?.tls {
         return without_tls().await;
     }
-    let (certificates, other) = (Certificates::make("127.0.0.1")?, Certificates::make("somewhere.else")?);
-    let (cert, key) = (certificates.file("server.crt"), certificates.file("server.key"));
+    let (authority, other) = (Authority::new()?, Authority::new()?);
+    let Identity { certificate, key } = authority.issue_for("server", "IP:127.0.0.1")?;
+    let (cert, key) = (certificate.display().to_string(), key.display().to_string());
     let cluster = Cluster::with(&[("ssl", "on"), ("ssl_cert_file", &cert), ("ssl_key_file", &key)]).await?;
     let database = cluster.database().await?;
     let hba = "hostssl all all 127.0.0.1/32 scram-sha-256\nlocal all all scram-sha-256\n";
@@ -91,7 +36,7 @@ async fn tls_does_what_sslmode_says() -> Result<()> {
     reload(&cluster).await?;
     let url = cluster.url(&database);
     let secured = |options: &str| check(&format!("{url}?{options}"));
-    let (ca, wrong_ca) = (certificates.file("ca.crt"), other.file("ca.crt"));
+    let (ca, wrong_ca) = (authority.certificate().display().to_string(), other.certificate().display().to_string());
     for (options, works) in [
         ("sslmode=disable".to_owned(), false),
         ("sslmode=prefer".to_owned(), true),

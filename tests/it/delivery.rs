@@ -10,6 +10,7 @@ use outbox_tests::relay::Relay;
 use outbox_tests::scratch;
 use outbox_tests::session::Session;
 use outbox_tests::wait::{self, LONG};
+use outbox_tests::world::World;
 
 const ALL_PROCESSED: &str = "SELECT bool_and(status = 'processed') FROM outbox_events";
 const QUICK: &str = r#"{"base": 0.02, "max_attempts": 3}"#;
@@ -23,11 +24,9 @@ struct Stage {
 impl Stage {
     /// A relay without RabbitMQ, and a server for webhooks.
     async fn set() -> Result<Self> {
-        let cluster = Cluster::shared().await?;
-        let database = cluster.database().await?;
-        let session = cluster.connect(&database).await?;
-        let relay = Relay::start(cluster, &database, None).await?;
-        Ok(Stage { session, receiver: Receiver::start()?, _relay: relay })
+        let world = World::new().await?;
+        let relay = world.relay().await?;
+        Ok(Stage { session: world.session, receiver: Receiver::start()?, _relay: relay })
     }
 
     /// A webhook of that name, at that path, for all events.

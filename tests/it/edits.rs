@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use outbox_tests::session::Session;
+use outbox_tests::world::World;
 use tokio_postgres::error::SqlState;
 
-use crate::claims::{NONE, claim, fixture, insert};
+use crate::claims::{NONE, claim, insert};
 
 /// With a hint, or by a constraint whose name says what holds.
 async fn refused(session: &Session, statement: &str, code: SqlState) -> Result<()> {
@@ -20,7 +21,7 @@ async fn refused(session: &Session, statement: &str, code: SqlState) -> Result<(
 
 #[tokio::test]
 async fn a_status_set_by_hand_is_what_happens() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let ids = insert(&session, &["a", "b"]).await?;
     session.batch_execute("UPDATE outbox_events SET status = 'processed' WHERE aggregate_id = 'a'").await?;
     let (claimed, token) = claim(&session, "10").await?;
@@ -38,7 +39,7 @@ fn not_now() -> SqlState {
 
 #[tokio::test]
 async fn what_claims_and_settlements_know_can_not_be_edited() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     session.batch_execute("SELECT outbox.add_rabbitmq('q')").await?;
     let ids = insert(&session, &["a"]).await?;
     for column in ["id = 99", "event_id = gen_random_uuid()", "claim_token = 1", "listed = true", "routed = true"] {
@@ -59,7 +60,7 @@ async fn what_claims_and_settlements_know_can_not_be_edited() -> Result<()> {
 
 #[tokio::test]
 async fn names_that_the_functions_rely_on_stay() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let held = SqlState::DEPENDENT_OBJECTS_STILL_EXIST;
     session.batch_execute("CREATE SCHEMA elsewhere").await?;
     for statement in [

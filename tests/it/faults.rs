@@ -10,39 +10,39 @@ use outbox_tests::receiver::{Received, Receiver, Reply};
 use outbox_tests::relay::Relay;
 use outbox_tests::scratch;
 use outbox_tests::wait::{self, LONG};
+use outbox_tests::world::World;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use uuid::Uuid;
 
-use crate::rabbitmq::Site as BrokerSite;
-use crate::webhooks::Site;
+use crate::rabbitmq::Site;
 
 const NO_LOSS: &str = "SELECT bool_and(status <> 'failed') AND max(retry_count) = 0 FROM outbox_events";
 
 #[tokio::test]
 async fn a_relay_with_other_allowed_networks_burns_no_attempts() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let receiver = Receiver::start()?;
-    site.add("hook", &receiver.url("hook"), r#"{"max_attempts": 1}"#).await?;
-    let url = site.cluster.url(&site.database);
+    world.add_webhook("hook", &receiver.url("hook"), r#"{"max_attempts": 1}"#).await?;
+    let url = world.cluster.url(&world.database);
     let confined = Relay::with(&url, None, &[("OUTBOX_WEBHOOK_ALLOW_NETWORKS", "")]).await?;
-    site.publish("0").await?;
-    site.until("SELECT state = 'open' AND last_error LIKE 'address %' FROM outbox.destinations").await?;
-    let _free = site.relay().await?;
+    world.publish("0").await?;
+    world.until("SELECT state = 'open' AND last_error LIKE 'address %' FROM outbox.destinations").await?;
+    let _free = world.relay().await?;
     for n in 0..60 {
-        site.publish(&n.to_string()).await?;
+        world.publish(&n.to_string()).await?;
     }
-    site.processed().await?;
-    assert!(site.session.one::<bool>(NO_LOSS).await?);
+    world.processed().await?;
+    assert!(world.session.one::<bool>(NO_LOSS).await?);
     assert_eq!(receiver.count(), 61);
-    site.until("SELECT state = 'active' FROM outbox.destinations").await?;
+    world.until("SELECT state = 'active' FROM outbox.destinations").await?;
     assert_eq!(confined.metric("outbox_relay_unable{destination=\"hook\"}").await?, 1.0);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_relay_that_can_not_reach_the_broker_opens_no_circuit_for_others() -> Result<()> {
-    let site = BrokerSite::shared().await?;
+    let site = Site::shared().await?;
     let channel = site.broker.channel().await?;
     channel.bind("outbox_events", "#", "all").await?;
     let mut queue = channel.consume("all").await?;
@@ -66,31 +66,31 @@ async fn a_relay_that_can_not_reach_the_broker_opens_no_circuit_for_others() -> 
 
 #[tokio::test]
 async fn a_relay_without_authorities_disables_nothing() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let receiver = Receiver::start()?;
-    site.add("hook", &receiver.url("hook").replace("http:", "https:"), r#"{"max_attempts": 1}"#).await?;
+    world.add_webhook("hook", &receiver.url("hook").replace("http:", "https:"), r#"{"max_attempts": 1}"#).await?;
     let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
-    let relay = Relay::with(&site.cluster.url(&site.database), None, &none).await?;
-    site.publish("1").await?;
-    site.until("SELECT state IN ('open', 'half-open') AND last_error IS NOT NULL FROM outbox.destinations").await?;
-    site.until("SELECT bool_and(attempts = 0 AND status = 'pending') FROM outbox.deliveries").await?;
+    let relay = Relay::with(&world.cluster.url(&world.database), None, &none).await?;
+    world.publish("1").await?;
+    world.until("SELECT state IN ('open', 'half-open') AND last_error IS NOT NULL FROM outbox.destinations").await?;
+    world.until("SELECT bool_and(attempts = 0 AND status = 'pending') FROM outbox.deliveries").await?;
     relay.terminate(LONG).await?;
-    site.add("hook", &receiver.url("hook"), "{}").await?;
-    let _relay = site.relay().await?;
-    site.processed().await?;
-    assert!(site.session.one::<bool>(NO_LOSS).await?);
+    world.add_webhook("hook", &receiver.url("hook"), "{}").await?;
+    let _relay = world.relay().await?;
+    world.processed().await?;
+    assert!(world.session.one::<bool>(NO_LOSS).await?);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_relay_without_file_descriptors_gives_its_events_back() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let receiver = Receiver::start()?;
     receiver.reply_with(|_, _| Reply::With(204, vec![("connection", "close".into())], Vec::new()));
-    site.add("hook", &receiver.url("hook"), r#"{"max_attempts": 1}"#).await?;
-    let relay = site.relay().await?;
-    site.publish("0").await?;
-    site.processed().await?;
+    world.add_webhook("hook", &receiver.url("hook"), r#"{"max_attempts": 1}"#).await?;
+    let relay = world.relay().await?;
+    world.publish("0").await?;
+    world.processed().await?;
     let limit = |files: &str| {
         let status =
             Command::new("prlimit").args(["--pid", &relay.pid().to_string(), &format!("--nofile={files}:")]).status();
@@ -98,18 +98,18 @@ async fn a_relay_without_file_descriptors_gives_its_events_back() -> Result<()> 
         Ok(())
     };
     limit("5")?;
-    site.publish("1").await?;
-    site.until("SELECT last_error LIKE '%Too many open files%' FROM outbox.deliveries").await?;
-    assert!(site.session.one::<bool>(NO_LOSS).await?);
+    world.publish("1").await?;
+    world.until("SELECT last_error LIKE '%Too many open files%' FROM outbox.deliveries").await?;
+    assert!(world.session.one::<bool>(NO_LOSS).await?);
     limit("1000")?;
-    site.processed().await?;
-    assert!(site.session.one::<bool>(NO_LOSS).await?);
+    world.processed().await?;
+    assert!(world.session.one::<bool>(NO_LOSS).await?);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_black_hole_uses_no_attempt_whichever_time_is_over_first() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let socket = TcpSocket::new_v4()?;
     socket.bind("127.0.0.1:0".parse()?)?;
     let listener = socket.listen(1)?;
@@ -120,19 +120,19 @@ async fn a_black_hole_uses_no_attempt_whichever_time_is_over_first() -> Result<(
         ensure!(queued.len() < 100, "the queue does not fill");
     }
     let settings = r#"{"timeout": 0.3, "connect_timeout": 5, "max_attempts": 1}"#;
-    site.add("hook", &format!("http://{address}/"), settings).await?;
-    let _relay = site.relay().await?;
-    site.publish("1").await?;
-    site.until("SELECT last_error = 'can''t connect: no connection within 0.3 s' FROM outbox.deliveries").await?;
-    site.until("SELECT circuit_failures >= 2 FROM outbox.destinations").await?;
-    assert!(site.session.one::<bool>(NO_LOSS).await?);
+    world.add_webhook("hook", &format!("http://{address}/"), settings).await?;
+    let _relay = world.relay().await?;
+    world.publish("1").await?;
+    world.until("SELECT last_error = 'can''t connect: no connection within 0.3 s' FROM outbox.deliveries").await?;
+    world.until("SELECT circuit_failures >= 2 FROM outbox.destinations").await?;
+    assert!(world.session.one::<bool>(NO_LOSS).await?);
     drop(queued);
     Ok(())
 }
 
 #[tokio::test]
 async fn when_the_broker_is_back_deliveries_go_on_soon() -> Result<()> {
-    let site = BrokerSite::new(Broker::own().await?).await?;
+    let site = Site::new(Broker::own().await?).await?;
     site.broker.channel().await?.bind("outbox_events", "#", "all").await?;
     site.add("mq", "").await?;
     let relay = site.relay().await?;
@@ -158,20 +158,20 @@ async fn when_the_broker_is_back_deliveries_go_on_soon() -> Result<()> {
 
 #[tokio::test]
 async fn what_a_relay_held_beyond_its_lease_is_not_sent_again() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let receiver = Receiver::start()?;
     receiver.reply(Reply::After(Duration::from_millis(400), Box::new(Reply::Accept)));
-    site.add("hook", &receiver.url("hook"), r#"{"concurrency": 1}"#).await?;
-    let url = site.cluster.url(&site.database);
+    world.add_webhook("hook", &receiver.url("hook"), r#"{"concurrency": 1}"#).await?;
+    let url = world.cluster.url(&world.database);
     let stopped = Relay::with(&url, None, &[("OUTBOX_LEASE", "5")]).await?;
-    site.execute("SELECT outbox.publish('contact.created', '{}') FROM generate_series(1, 12)").await?;
+    world.execute("SELECT outbox.publish('contact.created', '{}') FROM generate_series(1, 12)").await?;
     receiver.wait_for(1, LONG).await?;
     stopped.signal(Signal::SIGSTOP);
-    let _other = site.relay().await?;
-    site.processed().await?;
+    let _other = world.relay().await?;
+    world.processed().await?;
     stopped.signal(Signal::SIGCONT);
-    site.publish("last").await?;
-    site.processed().await?;
+    world.publish("last").await?;
+    world.processed().await?;
     let mut ids: Vec<Uuid> = receiver.received().iter().map(Received::event_id).collect::<Result<_>>()?;
     let sent = ids.len();
     ids.sort_unstable();
@@ -183,7 +183,7 @@ async fn what_a_relay_held_beyond_its_lease_is_not_sent_again() -> Result<()> {
 
 #[tokio::test]
 async fn a_2xx_counts_when_its_status_is_there_whatever_the_body_does() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let receiver = Receiver::start()?;
     receiver.reply(Reply::EndlessBody(200));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -197,18 +197,18 @@ async fn a_2xx_counts_when_its_status_is_there_whatever_the_body_does() -> Resul
             open.push(stream);
         }
     });
-    site.add("endless", &receiver.url("hook"), "{}").await?;
-    site.add("stalled", &format!("http://{address}/"), "{}").await?;
-    let _relay = site.relay().await?;
+    world.add_webhook("endless", &receiver.url("hook"), "{}").await?;
+    world.add_webhook("stalled", &format!("http://{address}/"), "{}").await?;
+    let _relay = world.relay().await?;
     for n in 0..20 {
-        site.publish(&n.to_string()).await?;
+        world.publish(&n.to_string()).await?;
     }
-    site.session.until("SELECT bool_and(status = 'processed') FROM outbox_events", Duration::from_secs(20)).await
+    world.session.until("SELECT bool_and(status = 'processed') FROM outbox_events", Duration::from_secs(20)).await
 }
 
 #[tokio::test]
 async fn a_kept_connection_that_ends_just_then_costs_no_attempt() -> Result<()> {
-    let site = Site::new().await?;
+    let world = World::new().await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     // Answers the first request of each connection, and hangs up when the second one comes.
@@ -222,13 +222,13 @@ async fn a_kept_connection_that_ends_just_then_costs_no_attempt() -> Result<()> 
             });
         }
     });
-    site.add("hook", &format!("http://{address}/"), r#"{"max_attempts": 1}"#).await?;
-    let _relay = site.relay().await?;
+    world.add_webhook("hook", &format!("http://{address}/"), r#"{"max_attempts": 1}"#).await?;
+    let _relay = world.relay().await?;
     for n in 0..30 {
-        site.publish(&n.to_string()).await?;
-        site.processed().await.with_context(|| format!("event {n}"))?;
+        world.publish(&n.to_string()).await?;
+        world.processed().await.with_context(|| format!("event {n}"))?;
     }
-    assert!(site.session.one::<bool>(NO_LOSS).await?);
+    assert!(world.session.one::<bool>(NO_LOSS).await?);
     Ok(())
 }
 

@@ -7,14 +7,15 @@ use anyhow::Result;
 use outbox_tests::cluster::Cluster;
 use outbox_tests::session::Session;
 use outbox_tests::wait::{self, LONG};
+use outbox_tests::world::World;
 
-use crate::claims::{claim, fixture, insert};
+use crate::claims::{claim, insert};
 
 /// Announcements are not to take longer than that, on a machine that is busy with other tests.
 const SOON: Duration = Duration::from_secs(2);
 
 /// Inserts events and hears of each.
-async fn events_are_announced(session: &Session, listener: &mut Session) -> Result<()> {
+pub async fn events_are_announced(session: &Session, listener: &mut Session) -> Result<()> {
     for _ in 0..20 {
         let id = insert(session, &[""]).await?[0];
         let since = Instant::now();
@@ -24,124 +25,20 @@ async fn events_are_announced(session: &Session, listener: &mut Session) -> Resu
     Ok(())
 }
 
-async fn listener(cluster: &Cluster, database: &str) -> Result<Session> {
+pub async fn listener(cluster: &Cluster, database: &str) -> Result<Session> {
     let listener = cluster.connect(database).await?;
     listener.batch_execute("LISTEN outbox_events").await?;
     Ok(listener)
 }
 
-/// Processed events, 40 days old.
-async fn old_events(session: &Session, count: i32) -> Result<()> {
-    let insert = format!(
-        "INSERT INTO outbox_events (event_type, event_data, status, created_at, processed_at)
-         SELECT 'old', '{{}}', 'processed', now() - interval '40 days', now() - interval '40 days' FROM generate_series(1, {count})"
-    );
-    Ok(session.batch_execute(&insert).await?)
-}
-
-const LEFT: &str = "SELECT count(*) FROM outbox_events WHERE event_type = 'old'";
-
-fn left(count: i64) -> String {
-    LEFT.replace("count(*)", &format!("count(*) = {count}"))
-}
-
-async fn worker(session: &Session) -> Result<i32> {
+pub async fn worker(session: &Session) -> Result<i32> {
     session.one("SELECT worker_pid FROM outbox.stats()").await
-}
-
-#[tokio::test]
-async fn retention_passes_what_is_referenced_and_removes_the_rest() -> Result<()> {
-    let cluster = Cluster::start().await?;
-    let database = cluster.database().await?;
-    let (session, mut listener) = (cluster.connect(&database).await?, listener(&cluster, &database).await?);
-    let pid = worker(&session).await?;
-    session
-        .batch_execute(
-            "CREATE TABLE child (event uuid REFERENCES outbox_events (event_id) DEFERRABLE INITIALLY DEFERRED)",
-        )
-        .await?;
-    // More than a step and a window of them in front.
-    session
-        .batch_execute(
-            "INSERT INTO outbox_events (event_type, event_data) SELECT 'old', '{}' FROM generate_series(1, 3000);
-             INSERT INTO child SELECT event_id FROM outbox_events ORDER BY id LIMIT 1500;
-             UPDATE outbox_events SET status = 'processed', processed_at = now() - interval '40 days';",
-        )
-        .await?;
-    session.until(&left(1500), LONG).await?;
-    events_are_announced(&session, &mut listener).await?;
-    assert_eq!(worker(&session).await?, pid, "the worker was started anew");
-    let lines: Vec<String> = cluster.log().lines().filter(|l| l.contains("23503")).map(str::to_owned).collect();
-    assert!((1..10).contains(&lines.len()), "{lines:#?}");
-    assert!(!cluster.log().contains("ERROR"), "{}", cluster.log());
-    session.batch_execute("DROP TABLE child").await?;
-    session.until(&left(0), LONG).await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn retention_passes_what_is_locked_and_comes_back_to_it() -> Result<()> {
-    let cluster = Cluster::start().await?;
-    let database = cluster.database().await?;
-    let (session, mut listener) = (cluster.connect(&database).await?, listener(&cluster, &database).await?);
-    session.batch_execute("ALTER SYSTEM SET outbox.retention = '-1'").await?;
-    session.batch_execute("SELECT pg_reload_conf()").await?;
-    session.until("SELECT current_setting('outbox.retention') = '-1'", LONG).await?;
-    session.batch_execute("CREATE TABLE child (event uuid REFERENCES outbox_events (event_id))").await?;
-    old_events(&session, 20).await?;
-    // Two ways to hold a row: by its lock, and by a row that references it and is not committed.
-    let (holder, child) = (cluster.connect(&database).await?, cluster.connect(&database).await?);
-    holder.batch_execute("BEGIN; SELECT FROM outbox_events ORDER BY id LIMIT 1 FOR UPDATE").await?;
-    child
-        .batch_execute("BEGIN; INSERT INTO child SELECT event_id FROM outbox_events ORDER BY id OFFSET 1 LIMIT 1")
-        .await?;
-    session.batch_execute("ALTER SYSTEM RESET outbox.retention").await?;
-    session.batch_execute("SELECT pg_reload_conf()").await?;
-    session.until(&left(2), LONG).await?;
-    events_are_announced(&session, &mut listener).await?;
-    old_events(&session, 20).await?;
-    session.until(&left(2), LONG).await?;
-    events_are_announced(&session, &mut listener).await?;
-    holder.batch_execute("ROLLBACK").await?;
-    session.until(&left(1), LONG).await?;
-    child.batch_execute("ROLLBACK").await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_trigger_of_the_application_that_refuses_or_dawdles_stops_no_announcement() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
-    let mut listener = listener(cluster, &database).await?;
-    session
-        .batch_execute(
-            "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
-             BEGIN
-                 IF OLD.event_version = 'refuse' THEN RAISE EXCEPTION E'not\\nthis one'; END IF;
-                 IF OLD.event_version = 'keep' THEN RETURN NULL; END IF;
-                 IF OLD.event_version = 'dawdle' THEN PERFORM pg_sleep(3600); END IF;
-                 RETURN OLD;
-             END $$;
-             CREATE TRIGGER meddle BEFORE DELETE ON outbox_events FOR EACH ROW EXECUTE FUNCTION meddle();",
-        )
-        .await?;
-    session
-        .batch_execute(
-            "INSERT INTO outbox_events (event_type, event_version, event_data, status, processed_at)
-             SELECT 'old', CASE n WHEN 3 THEN 'dawdle' WHEN 5 THEN 'refuse' WHEN 7 THEN 'keep' ELSE 'v1' END, '{}',
-                    'processed', now() - interval '40 days' FROM generate_series(1, 50) AS n",
-        )
-        .await?;
-    session.until(&left(3), LONG).await?;
-    events_are_announced(&session, &mut listener).await?;
-    session.batch_execute("DROP TRIGGER meddle ON outbox_events").await?;
-    session.until(&left(0), LONG).await?;
-    Ok(())
 }
 
 /// A consumer that claims and stays in its transaction, while another session that held events ends.
 #[tokio::test]
 async fn who_sits_on_the_lock_of_claims_delays_releases_and_nothing_else() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let mut listener = listener(cluster, &database).await?;
     let pid = worker(&session).await?;
     let gone = cluster.connect(&database).await?;
@@ -174,7 +71,7 @@ async fn who_sits_on_the_lock_of_claims_delays_releases_and_nothing_else() -> Re
 /// One of the events of one claim is locked: the others of the session that ended, and other leases, end all the same.
 #[tokio::test]
 async fn a_row_lock_on_one_claimed_event_delays_the_release_of_that_claim_alone() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let mut listener = listener(cluster, &database).await?;
     let gone = cluster.connect(&database).await?;
     gone.execute("SELECT outbox.attach('gone')", &[]).await?;
@@ -199,7 +96,7 @@ async fn a_row_lock_on_one_claimed_event_delays_the_release_of_that_claim_alone(
 /// Events that were committed before somebody locked the table for long are announced without a description.
 #[tokio::test]
 async fn a_table_that_is_locked_keeps_no_event_from_being_announced() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let mut listener = listener(cluster, &database).await?;
     session.until("SELECT worker_state = 'idle' FROM outbox.stats()", LONG).await?;
     while listener.heard().is_some() {}
@@ -247,7 +144,7 @@ async fn a_worker_that_can_not_recover_yet_announces() -> Result<()> {
 /// Another extension's end, in a transaction that stays open, and this one's.
 #[tokio::test]
 async fn an_extension_that_is_being_dropped_stops_no_announcement() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let mut listener = listener(cluster, &database).await?;
     let pid = worker(&session).await?;
     let dropper = cluster.connect(&database).await?;
@@ -262,7 +159,7 @@ async fn an_extension_that_is_being_dropped_stops_no_announcement() -> Result<()
 /// Whoever may create databases, and owns none of these.
 #[tokio::test]
 async fn who_may_not_drop_or_copy_a_database_does_not_silence_it() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let mut listener = listener(cluster, &database).await?;
     let pid = worker(&session).await?;
     let role = format!("creator_{database}");
@@ -298,7 +195,7 @@ async fn who_may_not_drop_or_copy_a_database_does_not_silence_it() -> Result<()>
 /// Settings for all sessions of a database are not the worker's.
 #[tokio::test]
 async fn settings_of_the_database_do_not_reach_the_worker() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let role = format!("app_{database}");
     session.batch_execute(&format!("CREATE ROLE {role}")).await?;
     for setting in [
@@ -339,7 +236,7 @@ async fn settings_of_the_database_do_not_reach_the_worker() -> Result<()> {
 
 #[tokio::test]
 async fn an_extension_that_is_created_anew_begins_anew() -> Result<()> {
-    let (_, _, mut session) = fixture().await?;
+    let World { mut session, .. } = World::new().await?;
     session.batch_execute("SELECT outbox.attach('me'); LISTEN outbox_events").await?;
     insert(&session, &["a"; 50]).await?;
     claim(&session, "10, NULL, '1 hour'").await?;
@@ -363,7 +260,7 @@ async fn an_extension_that_is_created_anew_begins_anew() -> Result<()> {
 
 #[tokio::test]
 async fn events_with_extreme_ids_are_delivered() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let ids = [-9_223_372_036_854_775_807, -5, 3, i64::MAX - 1];
     for id in ids {
         let insert = format!("INSERT INTO outbox_events (id, event_type, event_data) VALUES ({id}, 'a', '{{}}')");
@@ -378,7 +275,7 @@ async fn events_with_extreme_ids_are_delivered() -> Result<()> {
 /// A pooled session that goes to another user takes nothing with it.
 #[tokio::test]
 async fn a_session_that_is_reset_or_detaches_gives_back_what_it_held() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let pooled = cluster.connect(&database).await?;
     let ids = insert(&session, &["a"]).await?;
     // More often than PostgreSQL has room for callbacks.

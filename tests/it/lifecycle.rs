@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 use outbox_tests::cluster::Cluster;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
 const IDLE: &str = "SELECT worker_state = 'idle' FROM outbox.stats()";
 
@@ -112,9 +113,7 @@ async fn a_worker_that_was_ended_comes_back_and_announces() -> Result<()> {
 
 #[tokio::test]
 async fn a_dump_holds_events_destinations_and_what_is_owed() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     session
         .batch_execute(
             "SELECT outbox.add_rabbitmq('r');

@@ -5,8 +5,9 @@ use outbox_tests::cluster::Cluster;
 use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
-use crate::claims::{NONE, claim, fixture, insert};
+use crate::claims::{NONE, claim, insert};
 
 /// A statement that must not wait: with what it waits for, it fails.
 async fn at_once(session: &Session) -> Result<()> {
@@ -15,7 +16,7 @@ async fn at_once(session: &Session) -> Result<()> {
 
 #[tokio::test]
 async fn a_locked_event_holds_up_none_but_its_aggregate() -> Result<()> {
-    let (cluster, database, mut session) = fixture().await?;
+    let World { cluster, database, mut session } = World::new().await?;
     at_once(&session).await?;
     session.batch_execute("LISTEN outbox_events").await?;
     let application = cluster.connect(&database).await?;
@@ -39,7 +40,7 @@ async fn a_locked_event_holds_up_none_but_its_aggregate() -> Result<()> {
 
 #[tokio::test]
 async fn many_locked_events_hide_nothing_behind_them() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     at_once(&session).await?;
     let application = cluster.connect(&database).await?;
     insert(&session, &vec!["a"; 3000]).await?;
@@ -53,7 +54,7 @@ async fn many_locked_events_hide_nothing_behind_them() -> Result<()> {
 
 #[tokio::test]
 async fn a_retry_of_a_locked_event_holds_up_no_other() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     at_once(&session).await?;
     session.batch_execute("SELECT outbox.add_rabbitmq('q')").await?;
     let application = cluster.connect(&database).await?;
@@ -77,7 +78,7 @@ async fn an_outcome_of_a_locked_event_is_kept_until_it_is_free() -> Result<()> {
         ("reject({t}, {i}, 'no good')", "failed"),
         ("release({t}) = 0", "pending"),
     ] {
-        let (cluster, database, session) = fixture().await?;
+        let World { cluster, database, session } = World::new().await?;
         at_once(&session).await?;
         session.batch_execute("SELECT outbox.add_rabbitmq('q')").await?;
         let application = cluster.connect(&database).await?;
@@ -97,7 +98,7 @@ async fn an_outcome_of_a_locked_event_is_kept_until_it_is_free() -> Result<()> {
 
 #[tokio::test]
 async fn an_open_transaction_that_analyzes_everything_stops_no_claim() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     at_once(&session).await?;
     let operator = cluster.connect(&database).await?;
     let ids = insert(&session, &["a"]).await?;
@@ -146,7 +147,7 @@ async fn deletes_of_waiting_events_take_their_turn() -> Result<()> {
 
 #[tokio::test]
 async fn what_waits_behind_a_deleted_event_goes_on() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     let application = cluster.connect(&database).await?;
     session.batch_execute("SELECT outbox.add_rabbitmq('q')").await?;
     let ids = insert(&session, &["a", "a", "a"]).await?;

@@ -1,5 +1,7 @@
 //! Tests against real servers: one file a subject.
 
+mod addresses;
+mod answers;
 mod attackers;
 mod broker_side;
 mod chaos;
@@ -15,9 +17,11 @@ mod housekeeping;
 mod layers;
 mod lifecycle;
 mod locks;
+mod messages;
 mod model;
 mod neighbours;
 mod notifications;
+mod outages;
 mod owed;
 mod owners;
 mod pools;
@@ -26,6 +30,7 @@ mod queries;
 mod rabbitmq;
 mod relay;
 mod restore;
+mod retention;
 mod returns;
 mod schedule;
 mod sessions;

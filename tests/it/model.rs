@@ -1,6 +1,9 @@
 //! The protocol of claims as a state machine: random calls of the real functions beside a model of what they promise.
 //! That the model would notice is shown by faults that are put into the functions on purpose.
 
+mod calls;
+mod promise;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
@@ -10,198 +13,10 @@ use outbox_tests::wait::LONG;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-const CONSUMERS: usize = 3;
-const EVERYTHING: i32 = 1000;
+use calls::{Call, call};
+use promise::{CONSUMERS, EVERYTHING, Event, Model, State};
 
-#[derive(Debug, Clone)]
-enum Call {
-    /// One event of each of these aggregates, in one transaction; 0: of none.
-    Insert(Vec<u8>),
-    /// One event of each of these aggregates, for later.
-    Schedule(Vec<u8>),
-    /// The application deletes an event that is not delivered yet.
-    Delete {
-        which: usize,
-    },
-    /// An event whose transaction stays open.
-    InsertLate(u8),
-    EndLate {
-        commit: bool,
-    },
-    Claim {
-        by: usize,
-        most: i32,
-    },
-    /// A claim whose lease ends before anything is settled.
-    ClaimBriefly {
-        by: usize,
-    },
-    AckAll {
-        by: usize,
-    },
-    Ack {
-        by: usize,
-        which: usize,
-    },
-    Fail {
-        by: usize,
-        which: usize,
-        at_once: bool,
-    },
-    Reject {
-        by: usize,
-        which: usize,
-    },
-    Release {
-        by: usize,
-    },
-    /// With a claim that is over.
-    AckStale,
-    /// The moment of every retry has come.
-    Due,
-    Die {
-        by: usize,
-    },
-    Crash,
-}
-
-fn call() -> impl Strategy<Value = Call> {
-    let by = 0..CONSUMERS;
-    let which = 0usize..8;
-    prop_oneof![
-        12 => prop::collection::vec(0u8..4, 1..6).prop_map(Call::Insert),
-        3 => prop::collection::vec(0u8..4, 1..4).prop_map(Call::Schedule),
-        2 => (0usize..20).prop_map(|which| Call::Delete { which }),
-        3 => (0u8..4).prop_map(Call::InsertLate),
-        3 => any::<bool>().prop_map(|commit| Call::EndLate { commit }),
-        12 => (by.clone(), prop_oneof![Just(EVERYTHING), 1i32..5]).prop_map(|(by, most)| Call::Claim { by, most }),
-        1 => by.clone().prop_map(|by| Call::ClaimBriefly { by }),
-        6 => by.clone().prop_map(|by| Call::AckAll { by }),
-        8 => (by.clone(), which.clone()).prop_map(|(by, which)| Call::Ack { by, which }),
-        8 => (by.clone(), which.clone(), any::<bool>()).prop_map(|(by, which, at_once)| Call::Fail { by, which, at_once }),
-        2 => (by.clone(), which).prop_map(|(by, which)| Call::Reject { by, which }),
-        3 => by.clone().prop_map(|by| Call::Release { by }),
-        2 => Just(Call::AckStale),
-        3 => Just(Call::Due),
-        2 => by.prop_map(|by| Call::Die { by }),
-    ]
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Pending,
-    /// Waits for its retry.
-    Parked,
-    /// Waits for its time, and until then for nobody.
-    Scheduled,
-    Held(i64),
-    Processed,
-    Failed,
-}
-
-struct Event {
-    aggregate: u8,
-    state: State,
-}
-
-/// What the functions promise.
-#[derive(Default)]
-struct Model {
-    events: BTreeMap<i64, Event>,
-    /// Of each consumer, the claims that still hold something, oldest first.
-    claims: [Vec<i64>; CONSUMERS],
-    over: Vec<i64>,
-    late: Option<(i64, u8)>,
-}
-
-impl Model {
-    fn open(&self, aggregate: u8, below: i64) -> impl Iterator<Item = (&i64, &Event)> {
-        let out = |state| matches!(state, State::Processed | State::Failed | State::Scheduled);
-        self.events.range(..below).filter(move |(_, e)| aggregate != 0 && e.aggregate == aggregate && !out(e.state))
-    }
-
-    fn held(&self, token: i64) -> Vec<i64> {
-        self.events.iter().filter(|(_, e)| e.state == State::Held(token)).map(|(id, _)| *id).collect()
-    }
-
-    /// What a claim of everything gives.
-    fn available(&self) -> Vec<i64> {
-        let busy = |event: &Event| self.open(event.aggregate, i64::MAX).any(|(_, e)| matches!(e.state, State::Held(_)));
-        let behind = |id: i64, event: &Event| self.open(event.aggregate, id).any(|(_, e)| e.state != State::Pending);
-        let is_available = |(id, e): &(&i64, &Event)| e.state == State::Pending && !busy(e) && !behind(**id, e);
-        self.events.iter().filter(is_available).map(|(id, _)| *id).collect()
-    }
-
-    /// Nothing is left that could have been handed out; what stands behind another event may come with it or after it.
-    fn nothing_left(&self) -> Result<()> {
-        let is_head =
-            |id: &i64| self.events.get(id).is_some_and(|event| self.open(event.aggregate, *id).next().is_none());
-        let missing: Vec<i64> = self.available().into_iter().filter(is_head).collect();
-        ensure!(missing.is_empty(), "{missing:?} were not handed out");
-        Ok(())
-    }
-
-    fn claimed(&mut self, by: usize, most: i32, ids: &[i64], token: i64) -> Result<()> {
-        let available = self.available();
-        ensure!(ids.is_sorted(), "not the oldest first: {ids:?}");
-        ensure!(ids.len() <= most as usize, "{} events, where {most} were asked for", ids.len());
-        for id in ids {
-            ensure!(available.contains(id), "{id} was handed out, available were {available:?}");
-            let aggregate = self.events.get(id).map_or(0, |e| e.aggregate);
-            let skipped = self.open(aggregate, *id).find(|(earlier, _)| !ids.contains(earlier));
-            ensure!(skipped.is_none(), "{id} was handed out before {skipped:?}", skipped = skipped.map(|(id, _)| id));
-        }
-        self.set(ids, State::Held(token));
-        if !ids.is_empty() {
-            self.claims[by].push(token);
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, ids: &[i64], state: State) {
-        for id in ids {
-            if let Some(event) = self.events.get_mut(id) {
-                event.state = state;
-            }
-        }
-    }
-
-    /// The claim holds nothing any more.
-    fn end(&mut self, token: i64) {
-        self.set(&self.held(token), State::Pending);
-        self.claims.iter_mut().for_each(|claims| claims.retain(|t| *t != token));
-        self.over.push(token);
-    }
-
-    fn end_if_empty(&mut self, token: i64) {
-        if self.held(token).is_empty() {
-            self.end(token);
-        }
-    }
-
-    /// Later events of the aggregate leave the claim, because an earlier one is owed again.
-    fn take_back(&mut self, token: i64, id: i64) {
-        let aggregate = self.events.get(&id).map_or(0, |e| e.aggregate);
-        let later: Vec<i64> = self
-            .held(token)
-            .into_iter()
-            .filter(|held| {
-                *held > id && aggregate != 0 && self.events.get(held).is_some_and(|e| e.aggregate == aggregate)
-            })
-            .collect();
-        self.set(&later, State::Pending);
-    }
-
-    fn counts(&self) -> [i64; 4] {
-        let count = |of: &dyn Fn(State) -> bool| self.events.values().filter(|e| of(e.state)).count() as i64;
-        [
-            count(&|s| matches!(s, State::Pending | State::Parked | State::Scheduled)),
-            count(&|s| matches!(s, State::Held(_))),
-            count(&|s| s == State::Processed),
-            count(&|s| s == State::Failed),
-        ]
-    }
-}
+use crate::claims::claim;
 
 struct System {
     cluster: Cluster,
@@ -498,12 +313,6 @@ async fn insert(session: &Session, aggregates: &[u8]) -> Result<Vec<i64>> {
 
 fn list(ids: &[i64]) -> String {
     ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
-}
-
-/// The ids and the token of a claim.
-async fn claim(session: &Session, arguments: &str) -> Result<(Vec<i64>, i64)> {
-    let rows = session.query(&format!("SELECT id, claim_token FROM outbox.claim({arguments})"), &[]).await?;
-    Ok((rows.iter().map(|row| row.get(0)).collect(), rows.first().map_or(0, |row| row.get(1))))
 }
 
 /// Runs so many random sequences of calls; the shortest that shows a fault, if one does.

@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use outbox_tests::cluster::Cluster;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 use serde_json::{Value, json};
 
 /// A payload's most bytes.
@@ -18,9 +18,8 @@ struct Stage {
 
 impl Stage {
     async fn set(payload: &str) -> Result<Self> {
-        let cluster = Cluster::shared().await?;
-        let database = cluster.database().await?;
-        let session = cluster.connect(&database).await?;
+        let world = World::new().await?;
+        let World { database, session, .. } = &world;
         // The worker takes a setting of the database when it starts.
         session.batch_execute(&format!("ALTER DATABASE {database} SET outbox.notify_payload = '{payload}'")).await?;
         let old: i32 = session.one("SELECT worker_pid FROM outbox.stats()").await?;
@@ -28,9 +27,8 @@ impl Stage {
         session
             .until(&format!("SELECT worker_pid <> {old} AND worker_state = 'idle' FROM outbox.stats()"), LONG)
             .await?;
-        let listener = cluster.connect(&database).await?;
-        listener.batch_execute("LISTEN outbox_events").await?;
-        Ok(Stage { session, listener })
+        let listener = world.listener().await?;
+        Ok(Stage { session: world.session, listener })
     }
 
     async fn payload(&mut self) -> Result<String> {

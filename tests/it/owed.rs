@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use outbox_tests::session::Session;
+use outbox_tests::world::World;
 
-use crate::claims::{NONE, claim, due, fixture, insert};
+use crate::claims::{NONE, claim, due, insert};
 
 /// The destinations that an event is outstanding or dead at.
 const OWED: &str = "SELECT string_agg(destination || ' ' || status, ', ' ORDER BY destination) FROM outbox.deliveries";
@@ -18,7 +19,7 @@ async fn add(session: &Session, names: &[&str]) -> Result<()> {
 #[tokio::test]
 async fn a_destination_that_was_served_is_not_owed_the_event_again() -> Result<()> {
     for way in ["fail({t}, {i}, 'no luck', '1 hour', 'A')", "fail({t}, {i}, 'no luck', '1 hour')", "release({t})"] {
-        let (cluster, database, session) = fixture().await?;
+        let World { cluster, database, session } = World::new().await?;
         let other = cluster.connect(&database).await?;
         add(&session, &["A", "B"]).await?;
         let ids = insert(&session, &[""]).await?;
@@ -35,7 +36,7 @@ async fn a_destination_that_was_served_is_not_owed_the_event_again() -> Result<(
 
 #[tokio::test]
 async fn an_event_that_is_claimed_for_a_destination_that_is_removed_ends() -> Result<()> {
-    let (cluster, database, mut session) = fixture().await?;
+    let World { cluster, database, mut session } = World::new().await?;
     let operator = cluster.connect(&database).await?;
     session
         .batch_execute("LISTEN outbox_events; SELECT outbox.add_rabbitmq('other', event_types => '{other.*}')")
@@ -55,7 +56,7 @@ async fn an_event_that_is_claimed_for_a_destination_that_is_removed_ends() -> Re
 
 #[tokio::test]
 async fn an_event_stays_owed_to_others_when_the_destination_that_holds_it_is_removed() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     add(&session, &["A", "B"]).await?;
     let ids = insert(&session, &["a"]).await?;
     let (claimed, token) = claim(&session, "10, '{A}'").await?;
@@ -72,7 +73,7 @@ async fn an_event_stays_owed_to_others_when_the_destination_that_holds_it_is_rem
 
 #[tokio::test]
 async fn an_event_is_replayed_to_a_destination_that_has_it_while_another_gave_it_up() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     add(&session, &["A", "B"]).await?;
     let ids = insert(&session, &[""]).await?;
     let (_, token) = claim(&session, "10").await?;
@@ -87,7 +88,7 @@ async fn an_event_is_replayed_to_a_destination_that_has_it_while_another_gave_it
 
 #[tokio::test]
 async fn a_deleted_dead_letter_does_not_keep_its_line_waiting() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     session.batch_execute(r#"SELECT outbox.add_rabbitmq('A', settings => '{"on_failure": "block"}')"#).await?;
     let ids = insert(&session, &["a", "a"]).await?;
     let (claimed, token) = claim(&session, "10").await?;

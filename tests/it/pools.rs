@@ -7,6 +7,7 @@ use outbox_tests::pool::Pool;
 use outbox_tests::receiver::Receiver;
 use outbox_tests::relay::{self, Relay};
 use outbox_tests::wait::{self, LONG};
+use outbox_tests::world::World;
 
 /// What `check` prints, and whether it found all well.
 pub fn check(url: &str) -> Result<(bool, String)> {
@@ -72,9 +73,7 @@ async fn a_pool_in_transaction_mode_is_left_as_it_was() -> Result<()> {
 
 #[tokio::test]
 async fn check_is_red_where_only_one_session_has_room() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     let role = format!("single_{database}");
     session
         .batch_execute(&format!(
@@ -90,9 +89,7 @@ async fn check_is_red_where_only_one_session_has_room() -> Result<()> {
 
 #[tokio::test]
 async fn check_names_each_function_that_a_role_may_not_use() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     let role = format!("partial_{database}");
     session
         .batch_execute(&format!(

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use outbox_tests::broker::Broker;
-use outbox_tests::cluster::Cluster;
 use outbox_tests::receiver::{Receiver, Reply};
 use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
 async fn texts(session: &Session, query: &str) -> Result<Vec<Vec<Option<String>>>> {
     let messages = session.simple_query(query).await?;
@@ -19,9 +19,7 @@ async fn texts(session: &Session, query: &str) -> Result<Vec<Vec<Option<String>>
 
 #[tokio::test]
 async fn the_documented_queries_give_what_they_say() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     let broker = Broker::shared().await?;
     broker.channel().await?.bind("outbox_events", "#", "all").await?;
     let receiver = Receiver::start()?;

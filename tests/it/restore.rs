@@ -8,8 +8,9 @@ use outbox_tests::cluster::Cluster;
 use outbox_tests::process::run;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
-use crate::claims::{NONE, claim, fixture, insert};
+use crate::claims::{NONE, claim, insert};
 
 const EVENTS: i64 = 3000;
 
@@ -64,7 +65,7 @@ fn restore(mut command: Command, arguments: &[&str]) -> Result<()> {
 
 #[tokio::test]
 async fn a_backlog_comes_back_as_it_was() -> Result<()> {
-    let (cluster, database, session) = fixture().await?;
+    let World { cluster, database, session } = World::new().await?;
     backlog(&session).await?;
     let copies = [("custom", vec!["--jobs", "2"]), ("plain", vec![])];
     for (format, options) in copies {
@@ -122,7 +123,7 @@ async fn deliveries_that_come_long_after_their_events_are_taken_in() -> Result<(
 
 #[tokio::test]
 async fn a_token_from_before_a_restore_settles_nothing() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     insert(&session, &["a"]).await?;
     let (_, before) = claim(&session, "10").await?;
     session.execute(&format!("SELECT outbox.ack({before})"), &[]).await?;
@@ -135,7 +136,7 @@ async fn a_token_from_before_a_restore_settles_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn what_a_dump_did_not_hold_can_be_repaired() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     session.batch_execute("SELECT outbox.add_rabbitmq('q'), outbox.pause('q')").await?;
     let ids = insert(&session, &["a", "b"]).await?;
     session.batch_execute("SELECT outbox.add_rabbitmq('other', event_types => '{none}')").await?;

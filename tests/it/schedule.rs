@@ -3,8 +3,9 @@
 use anyhow::Result;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
-use crate::claims::{NONE, claim, fixture, insert};
+use crate::claims::{NONE, claim, insert};
 
 async fn schedule(session: &Session, count: usize, at: &str) -> Result<()> {
     let insert = format!(
@@ -17,7 +18,7 @@ async fn schedule(session: &Session, count: usize, at: &str) -> Result<()> {
 
 #[tokio::test]
 async fn an_event_behind_many_scheduled_ones_goes_at_once() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     session.batch_execute("BEGIN").await?;
     schedule(&session, 20_000, "now() + interval '1 day'").await?;
     let ids = insert(&session, &["x"]).await?;
@@ -36,7 +37,7 @@ async fn an_event_behind_many_scheduled_ones_goes_at_once() -> Result<()> {
 #[tokio::test]
 async fn a_fresh_event_does_not_pass_a_scheduled_one_that_is_due() -> Result<()> {
     for destination in [true, false] {
-        let (_, _, session) = fixture().await?;
+        let World { session, .. } = World::new().await?;
         if destination {
             session.batch_execute("SELECT outbox.add_rabbitmq('q')").await?;
         }
@@ -63,7 +64,7 @@ async fn a_fresh_event_does_not_pass_a_scheduled_one_that_is_due() -> Result<()>
 
 #[tokio::test]
 async fn what_waited_for_the_first_destination_comes_before_later_events() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     let aggregates: Vec<String> = (0..600).map(|n| n.to_string()).collect();
     let aggregates: Vec<&str> = aggregates.iter().map(String::as_str).collect();
     let first = insert(&session, &aggregates).await?;
@@ -82,7 +83,7 @@ async fn what_waited_for_the_first_destination_comes_before_later_events() -> Re
 
 #[tokio::test]
 async fn a_new_time_for_a_scheduled_event_counts() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     schedule(&session, 2, "now() + interval '1 day'").await?;
     assert_eq!(claim(&session, "10").await?.0, NONE);
     session.batch_execute("UPDATE outbox_events SET available_at = NULL WHERE aggregate_id = '1'").await?;

@@ -6,6 +6,7 @@ use outbox_tests::receiver::Receiver;
 use outbox_tests::relay::{self, Relay};
 use outbox_tests::session::Session;
 use outbox_tests::wait::{self, LONG};
+use outbox_tests::world::World;
 
 use crate::pools::check;
 
@@ -37,8 +38,7 @@ struct Stage {
 
 /// A database with one webhook.
 async fn stage(cluster: &Cluster) -> Result<Stage> {
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { database, session, .. } = World::on(cluster).await?;
     let receiver = Receiver::start()?;
     session.execute("SELECT outbox.add_webhook('hook', $1)", &[&receiver.url("/")]).await?;
     Ok(Stage { session, receiver, database })
@@ -146,9 +146,7 @@ async fn a_relay_goes_on_after_drop_and_create_extension() -> Result<()> {
 
 #[tokio::test]
 async fn an_extension_of_another_minor_version_is_refused() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     session.batch_execute("UPDATE pg_extension SET extversion = '0.99.0' WHERE extname = 'pg_outbox'").await?;
     let mut command = relay::command(None)?;
     command.arg("run").env("DATABASE_URL", cluster.url(&database)).env("HTTP_LISTEN", "127.0.0.1:0");

@@ -2,17 +2,15 @@
 
 use anyhow::Result;
 use outbox_tests::broker::Broker;
-use outbox_tests::cluster::Cluster;
 use outbox_tests::receiver::Receiver;
 use outbox_tests::relay::Relay;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 use uuid::Uuid;
 
 #[tokio::test]
 async fn an_event_reaches_the_queue_and_the_webhook() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     let broker = Broker::shared().await?;
     let channel = broker.channel().await?;
     channel.bind("outbox_events", "#", "all").await?;
@@ -39,9 +37,7 @@ async fn an_event_reaches_the_queue_and_the_webhook() -> Result<()> {
 
 #[tokio::test]
 async fn the_events_of_a_stopped_broker_wait_for_it() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     let broker = Broker::own().await?;
     broker.channel().await?.bind("outbox_events", "#", "all").await?;
     session.execute("SELECT outbox.add_rabbitmq('rabbitmq')", &[]).await?;

@@ -11,15 +11,14 @@ use outbox_tests::receiver::{Receiver, Reply};
 use outbox_tests::relay::{self, Relay};
 use outbox_tests::scratch;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
 const GOOD: &str = "postgres://me:hidden-word@localhost/db";
 const SECRET: &str = "postgres://me:hidden-word@localhost/db";
 
 #[tokio::test]
 async fn a_hang_up_ends_nothing_and_a_second_signal_ends_at_once() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database().await?;
-    let session = cluster.connect(&database).await?;
+    let World { cluster, database, session } = World::new().await?;
     let receiver = Receiver::start()?;
     receiver.reply(Reply::Never);
     session.execute("SELECT outbox.add_webhook('hook', $1)", &[&receiver.url("/")]).await?;

@@ -4,18 +4,18 @@ use anyhow::Result;
 use outbox_tests::cluster::Cluster;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use outbox_tests::world::World;
 
-use crate::claims::{NONE, claim, due, fixture, insert};
+use crate::claims::{NONE, claim, due, insert};
 
 const WORKER: &str = "SELECT worker_pid FROM outbox.stats()";
 
 /// A session that listens, when the worker has nothing left to announce, in a database with destinations A and B.
 async fn stage() -> Result<(&'static Cluster, Session, Session)> {
-    let (cluster, database, session) = fixture().await?;
-    session.batch_execute("SELECT outbox.add_rabbitmq('A'), outbox.add_rabbitmq('B')").await?;
-    let listener = cluster.connect(&database).await?;
-    listener.batch_execute("LISTEN outbox_events").await?;
-    Ok((cluster, session, listener))
+    let world = World::new().await?;
+    world.execute("SELECT outbox.add_rabbitmq('A'), outbox.add_rabbitmq('B')").await?;
+    let listener = world.listener().await?;
+    Ok((world.cluster, world.session, listener))
 }
 
 /// Waits until all that happened so far has been announced, and forgets it.
@@ -127,7 +127,7 @@ async fn an_event_for_the_end_of_time_does_no_harm_to_others() -> Result<()> {
 
 #[tokio::test]
 async fn an_event_is_created_at_some_moment() -> Result<()> {
-    let (_, _, session) = fixture().await?;
+    let World { session, .. } = World::new().await?;
     for moment in ["infinity", "-infinity"] {
         let insert =
             format!("INSERT INTO outbox_events (event_type, event_data, created_at) VALUES ('a', '{{}}', '{moment}')");

@@ -1,10 +1,11 @@
-//! What the tests, the demonstration and `make up` run on: real servers, private and disposable.
+//! What the tests, the measurements, the demonstration and `make up` run on: real servers, private and disposable.
 //!
 //! - [`cluster`]: a PostgreSQL with the extension; [`session`]: a connection to it that hears notifications
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
 //! - [`receiver`]: an HTTP server for webhooks; [`reference`]: who verifies their signatures
-//! - [`relay`]: the relay's binary; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
+//! - [`relay`]: the relay's binary; [`trace`]: what it logs of each event; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
 //! - [`tls`]: a certificate authority
+//! - [`world`]: what nearly every test begins with
 //! - [`wait`]: for conditions
 //! - [`detached`]: servers that are left running
 //! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
@@ -24,4 +25,6 @@ pub mod relay;
 pub mod scratch;
 pub mod session;
 pub mod tls;
+pub mod trace;
 pub mod wait;
+pub mod world;

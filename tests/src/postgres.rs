@@ -17,7 +17,7 @@ use crate::scratch;
 /// The superuser of private clusters.
 pub const SUPERUSER: &str = "postgres";
 
-/// The server that `PG_CONFIG` names, or Debian's newest.
+/// The server that `PG_CONFIG` names; without it Debian's 15, or its newest if there is no 15, as in the Makefile.
 pub struct Installation {
     pub bindir: PathBuf,
     pub pkglibdir: PathBuf,

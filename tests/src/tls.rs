@@ -18,11 +18,14 @@ basicConstraints = critical, CA:true
 keyUsage = critical, keyCertSign
 [leaf]
 basicConstraints = critical, CA:false
-subjectAltName = IP:127.0.0.1, DNS:localhost
+subjectAltName = $ENV::NAMES
 extendedKeyUsage = serverAuth, clientAuth
 ";
 
-/// Signs certificates that are good for 127.0.0.1 and localhost.
+/// What a certificate is good for unless a test says otherwise.
+const LOCAL: &str = "IP:127.0.0.1, DNS:localhost";
+
+/// Signs certificates.
 pub struct Authority {
     dir: PathBuf,
 }
@@ -37,7 +40,7 @@ impl Authority {
     pub fn new() -> Result<Self> {
         let authority = Authority { dir: scratch::dir("tls")? };
         fs::write(authority.file("openssl.cnf"), CONFIGURATION)?;
-        authority.make("ca", &["-extensions", "ca"])?;
+        authority.make("ca", LOCAL, &["-extensions", "ca"])?;
         Ok(authority)
     }
 
@@ -46,17 +49,29 @@ impl Authority {
         self.file("ca.pem")
     }
 
+    /// For 127.0.0.1 and localhost.
     pub fn issue(&self, name: &str) -> Result<Identity> {
+        self.issue_for(name, LOCAL)
+    }
+
+    /// For these names, as OpenSSL writes them: `IP:127.0.0.1`.
+    pub fn issue_for(&self, name: &str, names: &str) -> Result<Identity> {
         let (ca, ca_key) = (self.file("ca.pem"), self.file("ca.key"));
         let (ca, ca_key) = (ca.to_string_lossy(), ca_key.to_string_lossy());
-        self.make(name, &["-extensions", "leaf", "-CA", &ca, "-CAkey", &ca_key])?;
+        self.make(name, names, &["-extensions", "leaf", "-CA", &ca, "-CAkey", &ca_key])?;
         Ok(Identity { certificate: self.file(&format!("{name}.pem")), key: self.file(&format!("{name}.key")) })
     }
 
-    fn make(&self, name: &str, arguments: &[&str]) -> Result<()> {
+    fn make(&self, name: &str, names: &str, arguments: &[&str]) -> Result<()> {
         let mut openssl = Command::new("openssl");
         openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2"]);
-        openssl.arg("-config").arg(self.file("openssl.cnf")).arg("-subj").arg(format!("/CN={name}")).args(arguments);
+        openssl
+            .env("NAMES", names)
+            .arg("-config")
+            .arg(self.file("openssl.cnf"))
+            .arg("-subj")
+            .arg(format!("/CN={name}"))
+            .args(arguments);
         openssl.arg("-out").arg(self.file(&format!("{name}.pem")));
         openssl.arg("-keyout").arg(self.file(&format!("{name}.key")));
         run(openssl)?;

@@ -1,4 +1,4 @@
-//! Waiting for a condition. The one place that pauses: nothing else in the tests sleeps for a time.
+//! Waiting for a condition, which nearly every pause of a test should be.
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use outbox_tests::relay::Relay;
 use outbox_tests::scratch;
+use outbox_tests::trace::Trace;
 use outbox_tests::wait::{self, LONG};
 use serde_json::json;
 
-use crate::latency::trace_of;
 use crate::load::{Sent, paced, producers};
 use crate::sample::{Spread, percentile, sorted};
 use crate::sheet::{Must, Sheet};
@@ -92,7 +92,7 @@ async fn latency(stage: &Stage, seconds: f64) -> Result<[f64; 2]> {
 
 /// The latencies, when all are known.
 fn confirmed(relay: &Relay, sent: &[Sent]) -> Option<Vec<f64>> {
-    let trace = trace_of(&relay.events(), "confirmed");
+    let trace = Trace::of(relay).step("confirmed");
     let of = |sent: &Sent| Some((trace.get(&sent.event_id)? - sent.at) as f64 / 1000.0);
     sent.iter().map(of).collect()
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outbox_tests::relay::Relay;
+use outbox_tests::trace::{Micros, Trace, now_us};
 use outbox_tests::wait::{self, LONG};
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::bare::Publisher;
-use crate::load::{Micros, Producer, Run, Sent, now_us, paced, producers};
+use crate::load::{Producer, Run, Sent, paced, producers};
+use crate::naive::{self, Naive};
 use crate::sample::{Spread, percentile, percentiles, sorted};
-use crate::seed::{self, Seed};
 use crate::sheet::{Must, Sheet};
 use crate::stage::{Stage, payload};
 
@@ -34,17 +34,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub async fn run(sheet: &mut Sheet) -> Result<()> {
     let stage = Stage::set().await?;
     stage.create_like("bench_bare").await?;
-    let seed = Seed::start(&stage).await?;
+    let naive = Naive::start(&stage).await?;
     let relay = stage.relay(&[("OUTBOX_LOG_LEVEL", "info,outbox_relay::trace=debug")]).await?;
-    idle(sheet, &stage, &relay, &seed).await?;
-    loaded(sheet, &stage, &relay, &seed).await?;
-    seed.end().await?;
+    idle(sheet, &stage, &relay, &naive).await?;
+    loaded(sheet, &stage, &relay, &naive).await?;
+    naive.end().await?;
     stage.end(relay).await
 }
 
-async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> Result<()> {
+async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, naive: &Naive) -> Result<()> {
     let ours = Producer::new(stage, "outbox_events").await?;
-    let theirs = Producer::new(stage, seed::TABLE).await?;
+    let theirs = Producer::new(stage, naive::TABLE).await?;
     let plain = Producer::new(stage, "bench_bare").await?;
     let publisher = Publisher::open(&stage.broker).await?;
     let body = payload(200);
@@ -66,8 +66,8 @@ async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> R
         }
     }
     let ours = confirmed(sheet, "idle", stage, relay, &sent_ours).await?;
-    let theirs = latencies(&sent_theirs, &seed.confirmed(&ids(&sent_theirs)).await?)?;
-    for (name, values) in [("idle, bare", &bare), ("idle, seed", &theirs)] {
+    let theirs = latencies(&sent_theirs, &naive.confirmed(&ids(&sent_theirs)).await?)?;
+    for (name, values) in [("idle, bare", &bare), ("idle, naive", &theirs)] {
         sheet.raw(name, percentiles(values))?;
     }
     let p50 = |values: &[f64]| percentile(&sorted(values), 50.0).context("no event was measured");
@@ -78,7 +78,7 @@ async fn idle(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> R
     Ok(())
 }
 
-async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) -> Result<()> {
+async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, naive: &Naive) -> Result<()> {
     let (mut ours, mut theirs, mut ratios, mut rates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let time = Duration::from_secs_f64((TURN * sheet.scale).max(2.0));
     let mut all = Vec::new();
@@ -86,8 +86,8 @@ async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) ->
         let sent = at_rate(stage, "outbox_events", time).await?.at_least(RATE)?.sent;
         let sent = &sent[sent.len() / 5..];
         let mine = confirmed(sheet, &format!("1,000/s, turn {turn}"), stage, relay, sent).await?;
-        let run = at_rate(stage, seed::TABLE, time).await?;
-        let other = latencies(&run.sent, &seed.confirmed(&ids(&run.sent)).await?)?;
+        let run = at_rate(stage, naive::TABLE, time).await?;
+        let other = latencies(&run.sent, &naive.confirmed(&ids(&run.sent)).await?)?;
         let p99 = |values: &[f64]| percentile(&sorted(values), 99.0).context("no event was measured");
         ours.push(p99(&mine)?);
         theirs.push(p99(&other)?);
@@ -97,7 +97,7 @@ async fn loaded(sheet: &mut Sheet, stage: &Stage, relay: &Relay, seed: &Seed) ->
     }
     sheet.raw("1,000/s", percentiles(&all))?;
     sheet.raw("1,000/s, p99 a turn", &ours)?;
-    sheet.raw("1,000/s, seed, p99 a turn", &theirs)?;
+    sheet.raw("1,000/s, naive, p99 a turn", &theirs)?;
     sheet.spread("1,000/s: commit to confirm, p99", Spread::of(&ours), "ms", Must::AtMost(15.0))?;
     sheet.spread("1,000/s: one-at-a-time outbox, p99 of ours", Spread::of(&ratios), "x", Must::Nothing)?;
     sheet.spread("1,000/s: inserts it lets through", Spread::of(&rates), "/s", Must::Nothing)
@@ -119,20 +119,8 @@ async fn trace(stage: &Stage, relay: &Relay, sent: &[Sent]) -> Result<HashMap<&'
 }
 
 fn read(relay: &Relay) -> HashMap<&'static str, HashMap<Uuid, Micros>> {
-    let lines = relay.events();
-    STEPS.iter().map(|step| (*step, trace_of(&lines, step))).collect()
-}
-
-/// When the relay first logged a step of each event.
-pub fn trace_of(lines: &[Value], step: &str) -> HashMap<Uuid, Micros> {
-    let mut first = HashMap::new();
-    for line in lines.iter().filter(|line| line["step"] == step) {
-        let id = line["event_id"].as_str().and_then(|id| id.parse().ok());
-        if let (Some(id), Some(at)) = (id, line["at_us"].as_i64()) {
-            first.entry(id).or_insert(at);
-        }
-    }
-    first
+    let trace = Trace::of(relay);
+    STEPS.iter().map(|step| (*step, trace.step(step))).collect()
 }
 
 /// The latencies to the confirm; those of all steps go to the file.

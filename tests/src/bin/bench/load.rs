@@ -1,19 +1,17 @@
 //! Inserts at a steady rate from many sessions of this program, each event's moment noted.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use outbox_tests::session::Session;
+use outbox_tests::trace::{Micros, now_us};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Statement;
 use uuid::Uuid;
 
 use crate::stage::{Outbox, payload_sql};
-
-/// Microseconds since 1970; relays log on the same clock.
-pub type Micros = i64;
 
 pub struct Sent {
     pub event_id: Uuid,
@@ -98,13 +96,4 @@ pub async fn producers(outbox: &Outbox, table: &str, count: usize) -> Result<Vec
         all.push(Producer::new(outbox, table).await?);
     }
     Ok(all)
-}
-
-pub fn now_us() -> Micros {
-    micros(SystemTime::now())
-}
-
-pub fn micros(at: SystemTime) -> Micros {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,7 @@
 //! The benchmark: what an outbox costs, each figure beside a baseline that is measured in the same run, turn by turn.
 //!
 //! A row is a file below. `sheet` collects figures and prints the table; `stage` holds the servers, `pgbench` and `load`
-//! make the inserts, `bare` publishes without an outbox, `seed` is the outbox that most people write first.
+//! make the inserts, `bare` publishes without an outbox, `naive` is the outbox that most people write first.
 
 mod bare;
 mod build;
@@ -16,10 +16,10 @@ mod keys;
 mod latency;
 mod load;
 mod memory;
+mod naive;
 mod pgbench;
 mod process;
 mod sample;
-mod seed;
 mod sheet;
 mod stage;
 mod steady;

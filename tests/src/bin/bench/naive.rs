@@ -6,52 +6,53 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use outbox_tests::session::Session;
+use outbox_tests::trace::{Micros, now_us};
 use outbox_tests::wait::{self, LONG};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::bare::Publisher;
-use crate::load::{Micros, now_us};
+
 use crate::stage::Stage;
 
-pub const TABLE: &str = "seed_events";
+pub const TABLE: &str = "naive_events";
 
-const TRIGGER: &str = "CREATE FUNCTION seed_notify() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN PERFORM pg_notify('seed_events', NEW.id::text); RETURN NULL; END $$;
-    CREATE TRIGGER after_insert AFTER INSERT ON seed_events FOR EACH ROW EXECUTE FUNCTION seed_notify()";
-const READ: &str = "SELECT event_id, event_data::text FROM seed_events WHERE id = $1 AND status = 'pending'";
-const TAKE: &str = "UPDATE seed_events SET status = 'processing' WHERE id = $1";
-const DONE: &str = "UPDATE seed_events SET status = 'processed', processed_at = now() WHERE id = $1";
+const TRIGGER: &str = "CREATE FUNCTION naive_notify() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_notify('naive_events', NEW.id::text); RETURN NULL; END $$;
+    CREATE TRIGGER after_insert AFTER INSERT ON naive_events FOR EACH ROW EXECUTE FUNCTION naive_notify()";
+const READ: &str = "SELECT event_id, event_data::text FROM naive_events WHERE id = $1 AND status = 'pending'";
+const TAKE: &str = "UPDATE naive_events SET status = 'processing' WHERE id = $1";
+const DONE: &str = "UPDATE naive_events SET status = 'processed', processed_at = now() WHERE id = $1";
 
 type Confirmed = Arc<Mutex<HashMap<Uuid, Micros>>>;
 
-pub struct Seed {
+pub struct Naive {
     confirmed: Confirmed,
     task: JoinHandle<Result<()>>,
 }
 
-impl Seed {
+impl Naive {
     pub async fn start(stage: &Stage) -> Result<Self> {
         stage.create_like(TABLE).await?;
         stage.session.batch_execute(TRIGGER).await?;
         let session = stage.cluster.connect(&stage.database).await?;
-        session.batch_execute("LISTEN seed_events").await?;
+        session.batch_execute("LISTEN naive_events").await?;
         let publisher = Publisher::open(&stage.broker).await?;
         let confirmed = Confirmed::default();
         let task = tokio::spawn(serve(session, publisher, confirmed.clone()));
-        Ok(Seed { confirmed, task })
+        Ok(Naive { confirmed, task })
     }
 
     /// When these were confirmed; waits for the last one.
     pub async fn confirmed(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Micros>> {
         let look = async || {
             if self.task.is_finished() {
-                bail!("the seed's loop has ended");
+                bail!("the naive outbox's loop has ended");
             }
             let all = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(ids.iter().all(|id| all.contains_key(id)).then(|| all.clone()))
         };
-        wait::until("the seed to publish everything", LONG * 3, look).await
+        wait::until("the naive outbox to publish everything", LONG * 3, look).await
     }
 
     /// Ends the loop; its error if it had one.

@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use outbox_tests::receiver::{Received, Receiver, Reply};
 use outbox_tests::relay::Relay;
+use outbox_tests::trace::{Micros, micros};
 use outbox_tests::wait::{self, LONG};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::load::{Micros, Sent, micros, paced, producers};
+use crate::load::{Sent, paced, producers};
 use crate::sample::{percentile, percentiles, sorted};
 use crate::sheet::{Must, Sheet};
 use crate::stage::Outbox;

@@ -1,20 +1,16 @@
-//! When each event was where: this program's own record, and the relays' trace.
+//! When each event was where: this program's own record, joined with the relays' trace.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use outbox_tests::queue::Queue;
 use outbox_tests::receiver::Received;
-use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
+use outbox_tests::trace::{Micros, Trace, micros, now_us};
 use outbox_tests::wait::LONG;
 use serde_json::Value;
 use uuid::Uuid;
-
-/// Microseconds since 1970; all processes of the demonstration read one clock.
-pub type Micros = i64;
 
 #[derive(Default)]
 pub struct Journal(Mutex<HashMap<Uuid, Record>>);
@@ -58,27 +54,6 @@ impl Step {
         Step::Answered,
         Step::Processed,
     ];
-}
-
-/// The first time of each step of an event at a destination, as the relays logged it.
-#[derive(Default, Clone)]
-pub struct Trace(HashMap<(Uuid, String, Option<String>), Micros>);
-
-impl Trace {
-    pub fn add(&mut self, relay: &Relay) {
-        for line in relay.events() {
-            let id = line["event_id"].as_str().and_then(|id| id.parse().ok());
-            let (Some(id), Some(step), Some(at)) = (id, line["step"].as_str(), line["at_us"].as_i64()) else {
-                continue;
-            };
-            let key = (id, step.to_owned(), line["destination"].as_str().map(str::to_owned));
-            self.0.entry(key).and_modify(|first| *first = at.min(*first)).or_insert(at);
-        }
-    }
-
-    pub fn at(&self, id: &Uuid, step: &str, destination: Option<&str>) -> Option<Micros> {
-        self.0.get(&(*id, step.to_owned(), destination.map(str::to_owned))).copied()
-    }
 }
 
 impl Journal {
@@ -175,13 +150,4 @@ fn timeline(id: &Uuid, record: &Record, trace: &Trace) -> Timeline {
     let since = |at: Micros| (at - record.sent) as f64 / 1000.0;
     let steps = Step::ALL.into_iter().filter_map(|step| Some((step, since(at(step)?)))).collect();
     Timeline { kind: record.kind.clone().unwrap_or_default(), steps }
-}
-
-pub fn now_us() -> Micros {
-    micros(SystemTime::now())
-}
-
-fn micros(at: SystemTime) -> Micros {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

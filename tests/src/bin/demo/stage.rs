@@ -10,12 +10,13 @@ use outbox_tests::cluster::Cluster;
 use outbox_tests::receiver::Receiver;
 use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
+use outbox_tests::trace::{Trace, now_us};
 use outbox_tests::wait::{self, LONG};
 use outbox_tests::{postgres, scratch};
 use uuid::Uuid;
 
 use crate::KINDS;
-use crate::journal::{Journal, Trace, now_us};
+use crate::journal::Journal;
 use crate::show::say;
 
 const PUBLISH: &str = "SELECT outbox.publish($1, $2, split_part($1, '.', 1), $3)";

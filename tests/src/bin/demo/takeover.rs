@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use outbox_tests::receiver::Reply;
 use outbox_tests::relay::Relay;
+use outbox_tests::trace::now_us;
 use outbox_tests::wait::{self, LONG};
 use uuid::Uuid;
 
-use crate::journal::{Journal, now_us};
+use crate::journal::Journal;
 use crate::show::{duration, heading, say};
 use crate::stage::Stage;
 
