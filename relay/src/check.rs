@@ -20,7 +20,7 @@ use crate::store;
 const MISSING_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
      FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"claim_refs(int,text[],interval)\", \
      \"claimed(bigint,bigint)\", claimed_attempts(bigint), \"settle(bigint[],bigint[],jsonb)\", \
-     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", \
+     \"renew(bigint[],interval)\", release(bigint), \"relay_destinations(text[])\", webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", \
      stats()}'::text[]) AS f \
      WHERE NOT has_function_privilege(to_regprocedure('outbox.' || f)::oid, 'EXECUTE')";
 
