@@ -7,19 +7,31 @@ COMMENT ON FUNCTION outbox._like_pattern(text) IS 'a pattern whose * stands for 
 
 -- What every type that matches a pattern begins with, up to the end of a word: an event's type has few such beginnings, and an
 -- index finds the patterns of each.
+CREATE FUNCTION outbox._without_word(value text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN rtrim(value, 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789');
+COMMENT ON FUNCTION outbox._without_word(text) IS 'the text without the word at its end';
+
 CREATE FUNCTION outbox._head(pattern text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE WHEN strpos(pattern, '*') = 0 THEN left(pattern, 200)
-            ELSE coalesce(substring(left(split_part(pattern, '*', 1), 200) FROM '^.*[^A-Za-z0-9]'), '') END;
+            ELSE outbox._without_word(left(split_part(pattern, '*', 1), 200)) END;
 COMMENT ON FUNCTION outbox._head(text) IS 'what every type that matches the pattern begins with, up to the end of a word';
 
 CREATE FUNCTION outbox._heads(event_type text) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 AS $$
+DECLARE
+    v_heads text[] := ARRAY['', left(event_type, 200)];
+    v_rest text := left(event_type, 200);
 BEGIN
-    RETURN ARRAY(SELECT left(event_type, n) FROM generate_series(1, least(length(event_type), 200)) AS n
-                  WHERE substr(event_type, n, 1) ~ '[^A-Za-z0-9]')
-        || ARRAY['', left(event_type, 200)];
+    LOOP
+        v_rest := outbox._without_word(v_rest);
+        EXIT WHEN v_rest = '';
+        v_heads := v_heads || v_rest;
+        v_rest := left(v_rest, -1);
+    END LOOP;
+    RETURN v_heads;
 END
 $$;
 COMMENT ON FUNCTION outbox._heads(text) IS 'what patterns that match the type may have for a head';

@@ -64,8 +64,10 @@ BEGIN
                       count(*) AS n
                  FROM outbox._eligible(scope, k.event_type, k.tenant_id) l) w
     ), within AS MATERIALIZED (
-        SELECT u.id FROM (SELECT e.id, sum(m.n) OVER (ORDER BY e.id) - m.n AS before
-                            FROM menu m CROSS JOIN LATERAL unnest(m.ids) AS e (id)) u WHERE u.before < most
+        SELECT max(u.id) AS last
+          FROM (SELECT e.id, sum(m.n) OVER (ORDER BY e.id) - m.n AS before
+                  FROM menu m CROSS JOIN LATERAL unnest(m.ids) AS e (id)) u
+         WHERE u.before < most
     ), plan AS MATERIALIZED (
         SELECT e.id, e.key, w.wanted, w.held, w.parked, w.behind, w.elsewhere
           FROM menu m
@@ -84,7 +86,7 @@ BEGIN
                               AS l (name, filter, serve, elsewhere, blocks)
                         WHERE CASE WHEN l.filter IS NULL THEN true ELSE outbox._passes(l.filter, e.id) END
                        OFFSET 0) x) w
-         WHERE e.id IN (SELECT x.id FROM within x)
+         WHERE e.id <= (SELECT x.last FROM within x)
     ), moved AS (
         UPDATE @extschema@.outbox_events e
            SET status = CASE WHEN p.wanted = 0 THEN 'processed' WHEN p.held IS NULL THEN 'pending' ELSE 'processing' END,
