@@ -58,11 +58,10 @@ BEGIN
         SELECT k.*, w.*
           FROM kind k
          CROSS JOIN LATERAL (
-               SELECT array_agg(l.name ORDER BY l.name) AS names, array_agg(l.filter ORDER BY l.name) AS filters,
-                      array_agg(l.serve ORDER BY l.name) AS serves, array_agg(l.elsewhere ORDER BY l.name) AS elsewheres,
-                      array_agg(l.blocks ORDER BY l.name) AS blocks, coalesce(bool_or(l.serve), false) AS served,
-                      count(*) AS n
-                 FROM outbox._eligible(scope, k.event_type, k.tenant_id) l) w
+               SELECT array_agg(l.name) AS names, array_agg(l.filter) AS filters, array_agg(l.serve) AS serves,
+                      array_agg(l.elsewhere) AS elsewheres, array_agg(l.blocks) AS blocks,
+                      coalesce(bool_or(l.serve), false) AS served, count(*) AS n
+                 FROM (SELECT * FROM outbox._eligible(scope, k.event_type, k.tenant_id) ORDER BY 1) l) w
     ), within AS MATERIALIZED (
         SELECT max(u.id) AS last
           FROM (SELECT e.id, sum(m.n) OVER (ORDER BY e.id) - m.n AS before
