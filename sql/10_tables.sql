@@ -178,6 +178,7 @@ CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
 CREATE INDEX delivery_order ON outbox.delivery (ordering_key, destination, place) WHERE ordering_key IS NOT NULL;
 CREATE INDEX delivery_claim ON outbox.delivery (claim_token) WHERE claim_token IS NOT NULL;
 CREATE INDEX delivery_in_flight ON outbox.delivery (destination) WHERE claim_token IS NOT NULL;
+CREATE INDEX delivery_dead ON outbox.delivery (id) WHERE status = 'failed';
 
 CREATE TABLE outbox.claims (
     token       bigint PRIMARY KEY,
