@@ -26,8 +26,10 @@ COMMENT ON FUNCTION outbox._span(jsonb, text, interval) IS 'a duration of the se
 
 CREATE FUNCTION outbox._max_attempts(settings jsonb) RETURNS int
     LANGUAGE sql STABLE PARALLEL SAFE
-RETURN coalesce((settings ->> 'max_attempts')::int, 15);
-COMMENT ON FUNCTION outbox._max_attempts(jsonb) IS 'attempts before a delivery is a dead letter (default 15)';
+RETURN CASE WHEN jsonb_typeof(settings -> 'schedule') = 'array' THEN jsonb_array_length(settings -> 'schedule') + 1
+            ELSE coalesce((settings ->> 'max_attempts')::int, 15) END;
+COMMENT ON FUNCTION outbox._max_attempts(jsonb) IS
+    'attempts before a delivery is a dead letter: one more than the schedule has waits, else settings.max_attempts (default 15)';
 
 -- Exponential backoff with full jitter: a uniform draw from 0 to min(cap, base * 2^(attempts - 1)).
 -- Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
@@ -39,11 +41,13 @@ COMMENT ON FUNCTION outbox._backoff(int, interval, interval) IS 'how long to wai
 
 CREATE FUNCTION outbox._retry_in(kind text, settings jsonb, attempts int) RETURNS interval
     LANGUAGE sql VOLATILE
-RETURN outbox._backoff(attempts,
-    outbox._span(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
-    outbox._span(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END));
+RETURN CASE WHEN jsonb_typeof(settings -> 'schedule' -> (attempts - 1)) IN ('number', 'string')
+            THEN outbox._span(jsonb_build_object('wait', settings -> 'schedule' -> (attempts - 1)), 'wait', NULL)
+            ELSE outbox._backoff(attempts,
+                outbox._span(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
+                outbox._span(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END)) END;
 COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
-    'a destination''s backoff: base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else';
+    'a destination''s wait after so many attempts: of its schedule, else the backoff (base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else)';
 
 CREATE FUNCTION outbox._is_given_up(kind text, settings jsonb, owed_since timestamptz) RETURNS boolean
     LANGUAGE sql VOLATILE
@@ -133,6 +137,15 @@ BEGIN
        FROM unnest(ARRAY['base', 'cap']) AS k;
     PERFORM outbox._check_duration(settings, k, interval '1 second', interval '3660 days')
        FROM unnest(ARRAY['give_up_after', 'disable_after']) AS k WHERE settings ->> k IS DISTINCT FROM 'never';
+    IF NOT settings ? 'schedule' THEN
+        RETURN;
+    ELSIF jsonb_typeof(settings -> 'schedule') <> 'array' OR jsonb_array_length(settings -> 'schedule') > 1000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.schedule must be a list of at most 1000 durations',
+            HINT = 'These are the waits between attempts, for example {"schedule": ["5 s", "5 min", "2 h"]}.';
+    END IF;
+    PERFORM outbox._check_duration(jsonb_build_object('schedule', w), 'schedule', interval '1 millisecond', interval '366 days')
+       FROM jsonb_array_elements(settings -> 'schedule') AS w;
 END
 $$;
 COMMENT ON FUNCTION outbox._check_durations(jsonb) IS 'an error for a duration of the settings that is out of bounds';
@@ -168,9 +181,9 @@ CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
-                                     'disable_after']
-        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'format']
+    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
+                                     'disable_after', 'format', 'source', 'metadata']
+        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers']
                      ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
     v_key text;
 BEGIN

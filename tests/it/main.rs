@@ -32,6 +32,7 @@ mod relay;
 mod restore;
 mod retention;
 mod returns;
+mod retries;
 mod schedule;
 mod sessions;
 mod smoke;
