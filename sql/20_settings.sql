@@ -150,6 +150,49 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_durations(jsonb) IS 'an error for a duration of the settings that is out of bounds';
 
+-- Source: RFC 3986, section 4.1 and appendix B. In turn: its characters; one fragment; a scheme, or no colon before the first
+-- slash; a host and a port; brackets around a host alone.
+CREATE FUNCTION outbox._is_uri_reference(uri text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN uri ~* '^([a-z0-9._~:/?#@!$&''()*+,;=-]|\[|\]|%[0-9a-f][0-9a-f])+$'
+   AND uri !~ '#.*#'
+   AND uri ~* '^([a-z][a-z0-9+.-]*:|[^:/?#]*([/?#]|$))'
+   AND coalesce(regexp_replace(substring(uri FROM '^(?:[^:/?#]*:)?//([^/?#]*)'), '^.*@', '')
+                ~* '^(\[[0-9a-f:.]+\]|[^]:[]*)(:[0-9]*)?$', true)
+   AND regexp_replace(uri, '^([^:/?#]*:)?//[^/?#]*', '') !~ '[][]';
+COMMENT ON FUNCTION outbox._is_uri_reference(text) IS 'whether the text is a URI or a relative reference';
+
+-- What goes out of an event, and how it is written.
+CREATE FUNCTION outbox._check_message(kind text, settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_formats CONSTANT text[] := CASE kind WHEN 'webhook' THEN '{standard,data,cloudevents,cloudevents-binary}'
+                                           ELSE '{data,cloudevents,cloudevents-binary}' END;
+BEGIN
+    IF coalesce(settings ->> 'format', 'data') <> ALL (v_formats) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.format of a %s destination must be one of %s, not %L', kind,
+                             array_to_string(v_formats, ', '), settings ->> 'format'),
+            HINT = 'data: event_data alone; cloudevents: CloudEvents 1.0 in structured mode; cloudevents-binary: in binary mode.';
+    ELSIF settings ? 'source' AND (jsonb_typeof(settings -> 'source') <> 'string'
+                                   OR octet_length(settings ->> 'source') NOT BETWEEN 1 AND 2000
+                                   OR NOT outbox._is_uri_reference(settings ->> 'source')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.source must be a URI reference of 1 to 2000 bytes',
+            HINT = 'For example "https://shop.example/orders", "urn:shop:orders" or "/orders".';
+    ELSIF settings ? 'metadata' AND (jsonb_typeof(settings -> 'metadata') <> 'array'
+                                     OR jsonb_array_length(settings -> 'metadata') > 100
+                                     OR EXISTS (SELECT FROM jsonb_array_elements(settings -> 'metadata') AS p
+                                                 WHERE jsonb_typeof(p) <> 'string')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.metadata must be a list of at most 100 patterns',
+            HINT = 'They name the members of metadata that go along, for example {"metadata": ["region", "x-*"]}.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_message(text, jsonb) IS 'an error for settings by which no event can be written';
+
 CREATE FUNCTION outbox._check_rabbitmq_settings(settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -203,12 +246,9 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999',
             HINT = 'It is how many attempts of one relay may be under way at once.';
-    ELSIF coalesce(settings ->> 'format', 'standard') NOT IN ('standard', 'cloudevents') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.format must be standard or cloudevents, not %L', settings ->> 'format'),
-            HINT = 'cloudevents: CloudEvents 1.0 in structured mode.';
     END IF;
     PERFORM outbox._check_durations(settings);
+    PERFORM outbox._check_message(kind, settings);
     PERFORM outbox._check_rabbitmq_settings(settings);
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP

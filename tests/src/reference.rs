@@ -1,16 +1,18 @@
-//! The reference library of Standard Webhooks, run by Python.
+//! The reference libraries of Standard Webhooks and of CloudEvents, run by Python.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
 
 use crate::process::run;
+use crate::queue::Message;
 use crate::receiver::Received;
 
-const PROGRAM: &str = "
+const VERIFY: &str = "
 import json, sys
 from standardwebhooks import Webhook, WebhookVerificationError
 given = json.load(sys.stdin)
@@ -21,15 +23,58 @@ except WebhookVerificationError as error:
     print('refused:', error)
 ";
 
+const OVER_HTTP: &str = "
+import json, sys
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+given = json.load(sys.stdin)
+event = from_http_event(HTTPMessage(given['headers'], given['body'].encode()))
+print(json.dumps({'attributes': event.get_attributes(), 'data': event.get_data()}, default=lambda at: at.isoformat()))
+";
+
+const OVER_AMQP: &str = "
+import json, sys
+from cloudevents.core.bindings.amqp import AMQPMessage, from_amqp_event
+given = json.load(sys.stdin)
+event = from_amqp_event(AMQPMessage({'content-type': given['type']}, given['headers'], given['body'].encode()))
+print(json.dumps({'attributes': event.get_attributes(), 'data': event.get_data()}, default=lambda at: at.isoformat()))
+";
+
 /// Whether a receiver that knows this secret takes the request for genuine.
 pub fn verifies(secret: &str, request: &Received) -> Result<bool> {
+    static LIBRARY: Library = Library::new("standardwebhooks.sh");
     let headers = ["webhook-id", "webhook-timestamp", "webhook-signature"];
     let headers: serde_json::Map<_, _> =
         headers.iter().map(|name| ((*name).into(), request.header(name).unwrap_or_default().into())).collect();
     let given = serde_json::json!({"secret": secret, "headers": headers, "body": std::str::from_utf8(&request.body)?});
+    match python(VERIFY, &LIBRARY, &given)?.trim() {
+        "verified" => Ok(true),
+        answer if answer.starts_with("refused:") => Ok(false),
+        answer => bail!("python3 says {answer}"),
+    }
+}
+
+static CLOUD_EVENTS: Library = Library::new("cloudevents.sh");
+
+/// The event that a request carries: its `attributes` and its `data`.
+pub fn cloud_event(request: &Received) -> Result<Value> {
+    let headers = request.headers.iter().map(|(name, value)| Ok((name.to_string(), value.to_str()?.into())));
+    let headers: serde_json::Map<_, Value> = headers.collect::<Result<_>>()?;
+    let given = serde_json::json!({"headers": headers, "body": std::str::from_utf8(&request.body)?});
+    Ok(serde_json::from_str(&python(OVER_HTTP, &CLOUD_EVENTS, &given)?)?)
+}
+
+/// The same of a message.
+pub fn cloud_event_of(message: &Message) -> Result<Value> {
+    let (body, kind) = (std::str::from_utf8(&message.body)?, &message.content_type);
+    let given = serde_json::json!({"headers": message.headers, "type": kind, "body": body});
+    Ok(serde_json::from_str(&python(OVER_AMQP, &CLOUD_EVENTS, &given)?)?)
+}
+
+/// What a program prints that reads this from its input.
+fn python(program: &str, library: &Library, given: &Value) -> Result<String> {
     let mut python = Command::new("python3")
-        .args(["-c", PROGRAM])
-        .env("PYTHONPATH", library()?)
+        .args(["-c", program])
+        .env("PYTHONPATH", library.path()?)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -37,21 +82,27 @@ pub fn verifies(secret: &str, request: &Received) -> Result<bool> {
     // Dropped at once, which ends the input.
     python.stdin.take().context("no standard input")?.write_all(given.to_string().as_bytes())?;
     let output = python.wait_with_output()?;
-    match String::from_utf8(output.stdout)?.trim() {
-        "verified" => Ok(true),
-        answer if answer.starts_with("refused:") => Ok(false),
-        answer => bail!("python3 ended with {}: {answer}", output.status),
-    }
+    ensure!(output.status.success(), "python3 ended with {}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
 }
 
-fn library() -> Result<&'static PathBuf> {
-    static LIBRARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let fetch = || {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/standardwebhooks.sh");
-        Ok(String::from_utf8(run(Command::new(script))?.stdout)?.trim().into())
-    };
-    LIBRARY
-        .get_or_init(|| fetch().map_err(|error: anyhow::Error| format!("{error:#}")))
-        .as_ref()
-        .map_err(|error| anyhow!("{error}"))
+/// Where a library is, downloaded once by a script.
+struct Library {
+    script: &'static str,
+    path: OnceLock<Result<PathBuf, String>>,
+}
+
+impl Library {
+    const fn new(script: &'static str) -> Self {
+        Library { script, path: OnceLock::new() }
+    }
+
+    fn path(&self) -> Result<&PathBuf> {
+        let fetch = || {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts").join(self.script);
+            Ok(String::from_utf8(run(Command::new(script))?.stdout)?.trim().into())
+        };
+        let path = self.path.get_or_init(|| fetch().map_err(|error: anyhow::Error| format!("{error:#}")));
+        path.as_ref().map_err(|error| anyhow!("{error}"))
+    }
 }
