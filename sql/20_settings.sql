@@ -193,6 +193,32 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_message(text, jsonb) IS 'an error for settings by which no event can be written';
 
+CREATE FUNCTION outbox._check_signature(settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_reserved CONSTANT text := '^(host|content-length|content-type|transfer-encoding|connection|webhook-(id|timestamp))$';
+BEGIN
+    IF coalesce(settings ->> 'signature', 'standard') NOT IN ('standard', 'ed25519', 'hex', 'none') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.signature must be standard, ed25519, hex or none, not %L', settings ->> 'signature'),
+            HINT = 'standard and ed25519: Standard Webhooks, symmetric and asymmetric; hex: HMAC-SHA256 of the body, as many receivers know it.';
+    ELSIF settings ? 'signature_header' AND (jsonb_typeof(settings -> 'signature_header') <> 'string'
+                                             OR settings ->> 'signature_header' !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]{1,200}$'
+                                             OR settings ->> 'signature_header' ~* v_reserved) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.signature_header must be the name of a header, and none that the relay sets otherwise',
+            HINT = 'For example "X-Hub-Signature-256"; the default is X-Signature-256.';
+    ELSIF settings ? 'signature_prefix' AND (jsonb_typeof(settings -> 'signature_prefix') <> 'string'
+                                             OR settings ->> 'signature_prefix' !~ '^([!-~][ -~]{0,99})?$') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.signature_prefix must be up to 100 visible ASCII characters',
+            HINT = 'It stands before the hexadecimal digits; the default is sha256=.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_signature(jsonb) IS 'an error for settings by which no webhook can be signed';
+
 CREATE FUNCTION outbox._check_rabbitmq_settings(settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -226,7 +252,8 @@ AS $$
 DECLARE
     v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
                                      'disable_after', 'format', 'source', 'metadata']
-        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers']
+        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'signature', 'signature_header',
+                                                   'signature_prefix']
                      ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
     v_key text;
 BEGIN
@@ -249,6 +276,7 @@ BEGIN
     END IF;
     PERFORM outbox._check_durations(settings);
     PERFORM outbox._check_message(kind, settings);
+    PERFORM outbox._check_signature(settings);
     PERFORM outbox._check_rabbitmq_settings(settings);
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
@@ -340,36 +368,85 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the form of a webhook''s; the message does not show it';
 
-CREATE FUNCTION outbox._new_secret() RETURNS text
+CREATE FUNCTION outbox._random_key() RETURNS bytea
     LANGUAGE sql VOLATILE
-RETURN 'whsec_' || encode(substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
-                || substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
-                || substr(uuid_send(gen_random_uuid()), 1, 6), 'base64');
-COMMENT ON FUNCTION outbox._new_secret() IS 'a signing secret of 32 bytes from PostgreSQL''s strong random source';
+RETURN substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
+    || substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
+    || substr(uuid_send(gen_random_uuid()), 1, 6);
+COMMENT ON FUNCTION outbox._random_key() IS '32 bytes from PostgreSQL''s strong random source';
 
-CREATE FUNCTION outbox._check_secret(secret text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION outbox._signature(settings jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(settings ->> 'signature', 'standard');
+COMMENT ON FUNCTION outbox._signature(jsonb) IS 'how a webhook is signed: standard, ed25519, hex or none';
+
+CREATE FUNCTION outbox._new_secret(settings jsonb) RETURNS text
+    LANGUAGE sql VOLATILE
+RETURN CASE outbox._signature(settings)
+           WHEN 'none' THEN NULL
+           WHEN 'ed25519' THEN 'whsk_' || encode(outbox._random_key(), 'base64')
+           ELSE 'whsec_' || encode(outbox._random_key(), 'base64') END;
+COMMENT ON FUNCTION outbox._new_secret(jsonb) IS 'a signing secret, or a private key, for these settings; null: they need none';
+
+CREATE FUNCTION outbox._key_in(secret text, prefix text) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_length int;
+    v_text CONSTANT text := substr(secret, length(prefix) + 1);
+    v_key bytea;
 BEGIN
-    IF secret IS NULL THEN
-        RETURN;
-    END IF;
-    BEGIN
-        v_length := octet_length(decode(substr(secret, 7), 'base64'));
-    EXCEPTION WHEN invalid_parameter_value THEN
-        v_length := 0;
-    END;
-    IF secret !~ '^whsec_[A-Za-z0-9+/]+={0,2}$' OR v_length NOT BETWEEN 24 AND 64
-       OR replace(encode(decode(substr(secret, 7), 'base64'), 'base64'), E'\n', '') <> substr(secret, 7) THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'malformed signing secret',
-            HINT = 'Use whsec_ and the base64 of 24 to 64 random bytes, or null to have one made.';
-    END IF;
+    v_key := decode(v_text, 'base64');
+    RETURN CASE WHEN secret = prefix || replace(encode(v_key, 'base64'), E'\n', '') THEN v_key END;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._check_secret(text) IS 'an error unless the secret is one of Standard Webhooks; the message does not show it';
+COMMENT ON FUNCTION outbox._key_in(text, text) IS 'the bytes of a secret with this prefix; null: it is not that and proper base64';
+
+-- A private key is the 32 bytes of RFC 8032, or these and its public key.
+CREATE FUNCTION outbox._public_key(secret text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT
+RETURN (SELECT 'whpk_' || encode(p.key, 'base64')
+          FROM outbox._key_in(secret, 'whsk_') AS k (key)
+         CROSS JOIN outbox._ed25519_public_key(substr(k.key, 1, 32)) AS p (key)
+         WHERE length(k.key) = 32 OR substr(k.key, 33) = p.key);
+COMMENT ON FUNCTION outbox._public_key(text) IS 'whpk_ and the public key for whsk_ and a private one; null: it is none';
+
+CREATE FUNCTION outbox._is_secret(secret text, settings jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+RETURN CASE outbox._signature(settings)
+           WHEN 'none' THEN false
+           WHEN 'hex' THEN length(secret) BETWEEN 8 AND 128
+           WHEN 'ed25519' THEN outbox._public_key(secret) IS NOT NULL
+           ELSE coalesce(length(outbox._key_in(secret, 'whsec_')) BETWEEN 24 AND 64, false) END;
+COMMENT ON FUNCTION outbox._is_secret(text, jsonb) IS 'whether a webhook with these settings can be signed with this';
+
+CREATE FUNCTION outbox._check_secret(secret text, settings jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF secret IS NULL OR outbox._is_secret(secret, settings) THEN
+        RETURN;
+    ELSIF outbox._signature(settings) = 'none' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'a webhook that is not signed has no secret',
+            HINT = 'Leave it out, or choose another settings.signature than none.';
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+        MESSAGE = 'malformed signing secret',
+        HINT = CASE outbox._signature(settings)
+                   WHEN 'hex' THEN 'Use 8 to 128 characters, or null to have one made.'
+                   WHEN 'ed25519' THEN 'Use whsk_ and the base64 of a private key of 32 or 64 bytes, or null to have a key pair made.'
+                   ELSE 'Use whsec_ and the base64 of 24 to 64 random bytes, or null to have one made.' END;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_secret(text, jsonb) IS
+    'an error unless a webhook with these settings can be signed with this; the message does not show it';
+
+CREATE FUNCTION outbox._shown_secret(secret text, settings jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE
+RETURN CASE outbox._signature(settings) WHEN 'ed25519' THEN outbox._public_key(secret) ELSE secret END;
+COMMENT ON FUNCTION outbox._shown_secret(text, jsonb) IS 'what the receiver has to know: the secret, or the public key';
 
 CREATE FUNCTION outbox._shown_settings(settings jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE

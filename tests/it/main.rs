@@ -36,6 +36,7 @@ mod retries;
 mod returns;
 mod schedule;
 mod sessions;
+mod signatures;
 mod smoke;
 mod statistics;
 mod strings;

@@ -124,6 +124,11 @@ fn close(object: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
 pub struct Parts([Bytes; 3]);
 
 impl Parts {
+    #[cfg(test)]
+    pub fn of(text: &'static str) -> Self {
+        Parts([Bytes::new(), Bytes::from_static(text.as_bytes()), Bytes::new()])
+    }
+
     pub fn len(&self) -> usize {
         self.0.iter().map(Bytes::len).sum()
     }

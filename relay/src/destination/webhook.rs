@@ -23,7 +23,7 @@ use super::body::{Parts, Style};
 use super::cloud_event;
 use super::connecting::{Progress, Watch};
 use super::json::{Object, unescape};
-use super::signature::Keys;
+use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ pub struct Webhook {
     client: Client,
     url: Url,
     networks: Arc<Networks>,
-    keys: Keys,
+    signer: Signer,
     style: Style,
     headers: HeaderMap,
     concurrency: usize,
@@ -77,7 +77,7 @@ impl Webhook {
             client,
             url,
             networks,
-            keys: Keys::parse(&spec.secrets).map_err(of)?,
+            signer: Signer::parse(&settings, &spec.secrets).map_err(of)?,
             style: Style::of_webhook(&settings).map_err(of)?,
             headers: own_headers(&settings).map_err(of)?,
             concurrency,
@@ -177,7 +177,9 @@ impl Webhook {
                 put(name, &value);
             }
         }
-        put("webhook-signature", &self.keys.sign(&id, timestamp, body.slices()));
+        if let Some((name, value)) = self.signer.sign(&id, timestamp, body) {
+            put(name.as_str(), &value);
+        }
         put("webhook-timestamp", &timestamp.to_string());
         put("webhook-id", &id);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.style.content_type()));
