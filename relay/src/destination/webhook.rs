@@ -19,10 +19,11 @@ use tokio::time::timeout;
 
 use super::address::{Guard, Networks, Refused};
 use super::answer;
-use super::body::{Format, Parts};
+use super::body::{Parts, Style};
+use super::cloud_event;
 use super::connecting::{Progress, Watch};
 use super::json::{Object, unescape};
-use super::signature::Keys;
+use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,8 +37,8 @@ pub struct Webhook {
     client: Client,
     url: Url,
     networks: Arc<Networks>,
-    keys: Keys,
-    format: Format,
+    signer: Signer,
+    style: Style,
     headers: HeaderMap,
     concurrency: usize,
     timeout: Duration,
@@ -76,8 +77,8 @@ impl Webhook {
             client,
             url,
             networks,
-            keys: Keys::parse(&spec.secrets).map_err(of)?,
-            format: Format::parse(settings.string("format").as_deref()).map_err(of)?,
+            signer: Signer::parse(&settings, &spec.secrets).map_err(of)?,
+            style: Style::of_webhook(&settings).map_err(of)?,
             headers: own_headers(&settings).map_err(of)?,
             concurrency,
             timeout: duration(&settings, "timeout").map_err(of)?.unwrap_or(TIMEOUT),
@@ -109,7 +110,7 @@ impl Webhook {
         if let Err(refused) = self.judge_literal() {
             return Outcome::Unable { error: refused.to_string() };
         }
-        let body = match self.format.body(event) {
+        let body = match self.style.body(event) {
             Ok(body) => body,
             Err(error) => return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") },
         };
@@ -163,20 +164,25 @@ impl Webhook {
         let id = event.event_id.to_string();
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut headers = self.headers.clone();
-        let mut put = |name: &'static str, value: &str| {
-            if let Ok(value) = HeaderValue::from_str(value) {
+        let mut put = |name: &str, value: &str| {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 headers.insert(name, value);
             }
         };
+        for (name, value) in self.style.attributes(event).iter().flat_map(|attributes| attributes.iter()) {
+            put(&format!("ce-{name}"), &cloud_event::header_value(value));
+        }
         for name in ["traceparent", "tracestate"] {
             if let Some(value) = event.metadata.string(name) {
                 put(name, &value);
             }
         }
-        put("webhook-signature", &self.keys.sign(&id, timestamp, body.slices()));
+        if let Some((name, value)) = self.signer.sign(&id, timestamp, body) {
+            put(name.as_str(), &value);
+        }
         put("webhook-timestamp", &timestamp.to_string());
         put("webhook-id", &id);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.format.content_type()));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.style.content_type()));
         headers
     }
 }
