@@ -15,7 +15,7 @@ mod message;
 mod publish;
 mod rabbitmq;
 mod returns;
-mod signature;
+pub mod signature;
 mod template;
 mod topology;
 mod webhook;

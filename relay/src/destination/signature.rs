@@ -45,6 +45,11 @@ impl Keys {
         secrets.iter().map(key).collect::<Result<_, _>>().map(Keys)
     }
 
+    /// The one whose key is the text itself, as some take it by mistake.
+    pub fn of_text(text: &str) -> Self {
+        Keys(vec![text.as_bytes().to_vec()])
+    }
+
     /// The value of the header `webhook-signature`.
     pub fn sign<'a>(&self, id: &str, timestamp: u64, body: impl Iterator<Item = &'a [u8]> + Clone) -> String {
         let signatures: Vec<String> = self.0.iter().map(|key| sign(key, id, timestamp, body.clone())).collect();
