@@ -2,9 +2,9 @@
 //! way has changed nothing. A reading command's transaction is read-only, on a standby too.
 
 use serde_json::Value;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 
 use crate::error::{Error, Result};
 use crate::postgres::{Connector, Driver};
@@ -74,6 +74,11 @@ impl Session {
         Ok(row.try_get(0)?)
     }
 
+    /// The first row, if there is one.
+    pub async fn first(&self, sql: &str, parameters: Parameters<'_>) -> Result<Option<Row>> {
+        self.client.query_opt(sql, parameters).await.map_err(|error| self.explained(error))
+    }
+
     /// Ends the transaction: from now on it is so.
     pub async fn commit(self) -> Result<()> {
         Ok(self.client.batch_execute("COMMIT").await?)
@@ -101,7 +106,8 @@ impl Session {
     }
 }
 
-fn parse(json: &str) -> Result<Value> {
+/// JSON that PostgreSQL wrote.
+pub fn parse(json: &str) -> Result<Value> {
     serde_json::from_str(json).map_err(|error| Error::Server(format!("PostgreSQL's answer is no JSON: {error}")))
 }
 
