@@ -60,7 +60,7 @@ COMMENT ON FUNCTION outbox.replay(uuid, text) IS
     'owes an event again: a dead letter to those that gave it up, a processed one to all that want it, or to one destination';
 
 -- Null stands for no restriction, wherever an operator narrows down what is replayed or purged.
-CREATE FUNCTION outbox._check_dead(event_types text, destination text, error text, max_events int) RETURNS void
+CREATE FUNCTION outbox._check_selection(event_types text, destination text, error text, max_events int) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -76,7 +76,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._check_dead(text, text, text, int) IS 'an error for a selection of events that makes no sense';
+COMMENT ON FUNCTION outbox._check_selection(text, text, text, int) IS 'an error for a selection of events that makes no sense';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
 CREATE FUNCTION outbox._dead(event_types text, destination text, since timestamptz, until timestamptz, error text)
@@ -103,7 +103,7 @@ AS $$
 DECLARE
     v_ids bigint[];
 BEGIN
-    PERFORM outbox._check_dead(replay_failed.event_types, replay_failed.destination, replay_failed.error, replay_failed.max_events);
+    PERFORM outbox._check_selection(replay_failed.event_types, replay_failed.destination, replay_failed.error, replay_failed.max_events);
     IF dry_run IS DISTINCT FROM false THEN
         RETURN (SELECT count(*) FROM (
             SELECT DISTINCT f.id FROM outbox._dead(replay_failed.event_types, replay_failed.destination, replay_failed.since,
@@ -142,7 +142,7 @@ DECLARE
     v_until timestamptz := CASE WHEN older_than > interval '0' THEN clock_timestamp() - older_than END;
     v_gone record;
 BEGIN
-    PERFORM outbox._check_dead(purge_failed.event_types, purge_failed.destination, purge_failed.error, NULL);
+    PERFORM outbox._check_selection(purge_failed.event_types, purge_failed.destination, purge_failed.error, NULL);
     IF dry_run IS DISTINCT FROM false THEN
         RETURN (SELECT count(DISTINCT f.id) FROM outbox._dead(purge_failed.event_types, purge_failed.destination, NULL, v_until,
                                                               purge_failed.error) f);
