@@ -1,14 +1,21 @@
 //! The command line. Every setting is also an environment variable and a key of the file; see [`crate::config`].
+//! `operate` has the commands of operators.
+
+mod operate;
 
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-/// Publishes the events of pg_outbox to RabbitMQ and to signed webhooks.
+pub use operate::{Apply, Backfill, Dead, DeadFilter, Destinations, Operate, Output, Tail, Verify, Which};
+
+/// Publishes the events of pg_outbox to RabbitMQ and to signed webhooks, and operates the outbox.
 #[derive(Parser)]
 #[command(name = "outbox-relay", version, about)]
 pub struct Cli {
+    #[command(flatten)]
+    pub access: Access,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -19,28 +26,44 @@ pub enum Command {
     Run(Options),
     /// Validate the configuration and try each connection; exit code 0 if all is well.
     Check(Options),
+    #[command(flatten)]
+    Operate(Operate),
 }
 
-impl Command {
-    pub fn options(&self) -> &Options {
-        match self {
-            Command::Run(options) | Command::Check(options) => options,
-        }
-    }
+/// What every command takes: how PostgreSQL is reached, and what is logged.
+#[derive(Args, Default)]
+pub struct Access {
+    /// TOML file with any of the settings
+    #[arg(long, global = true, env = "OUTBOX_CONFIG", hide_env_values = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// PostgreSQL, as a URL or as key=value pairs
+    #[arg(long, global = true, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// File that holds the same
+    #[arg(long, global = true, env = "DATABASE_URL_FILE", value_name = "FILE", hide_env_values = true)]
+    pub database_url_file: Option<PathBuf>,
+    /// Form of the log lines [default: text]
+    #[arg(long, global = true, env = "OUTBOX_LOG_FORMAT", hide_env_values = true, value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// error, warn, info, debug, trace, or directives such as outbox_relay::trace=debug [default: info for run and check,
+    /// warn for the other commands]
+    #[arg(long, global = true, env = "OUTBOX_LOG_LEVEL", hide_env_values = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// Where the relay's own pages are.
+#[derive(Args, Default)]
+pub struct Listen {
+    /// Host and port of /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
+    #[arg(long, env = "HTTP_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
+    pub http_listen: Option<String>,
 }
 
 /// All optional here: a flag wins over the environment, the environment over the file.
 #[derive(Args, Default)]
 pub struct Options {
-    /// TOML file with any of these settings
-    #[arg(long, env = "OUTBOX_CONFIG", hide_env_values = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// PostgreSQL, as a URL or as key=value pairs
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    pub database_url: Option<String>,
-    /// File that holds the same
-    #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", hide_env_values = true)]
-    pub database_url_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub listen: Listen,
     /// RabbitMQ; without it RabbitMQ destinations are left to others
     #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<String>,
@@ -56,9 +79,6 @@ pub struct Options {
     /// Key of the client certificate for amqps
     #[arg(long, env = "AMQP_CLIENT_KEY", hide_env_values = true, value_name = "FILE")]
     pub amqp_client_key: Option<PathBuf>,
-    /// Host and port of /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
-    #[arg(long, env = "HTTP_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
-    pub http_listen: Option<String>,
     /// Name shown in outbox.health() [default: host:pid]
     #[arg(long, env = "OUTBOX_CONSUMER", hide_env_values = true, value_name = "NAME")]
     pub consumer: Option<String>,
@@ -86,39 +106,60 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub webhook_allow_networks: Option<Vec<String>>,
-    /// Form of the log lines [default: text]
-    #[arg(long, env = "OUTBOX_LOG_FORMAT", hide_env_values = true, value_enum)]
-    pub log_format: Option<LogFormat>,
-    /// error, warn, info, debug, trace, or directives such as outbox_relay::trace=debug [default: info]
-    #[arg(long, env = "OUTBOX_LOG_LEVEL", hide_env_values = true, value_name = "LEVEL")]
-    pub log_level: Option<String>,
 }
 
 /// What is wrong with the command line, in one line. It shows no value: any could be a connection string.
 pub fn describe(error: &clap::Error) -> String {
     let argument = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(name)) => known_flag(name),
+        Some(ContextValue::String(name)) => known_argument(name),
+        Some(ContextValue::Strings(names)) => {
+            names.iter().map(|name| known_argument(name)).collect::<Option<Vec<_>>>().map(|names| names.join(", "))
+        }
         _ => None,
     };
-    let argument = argument.as_deref().unwrap_or_default();
+    let argument = argument.unwrap_or_default();
     let what = match error.kind() {
-        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            return "no command: use `outbox-relay run` or `outbox-relay check`".into();
-        }
-        ErrorKind::InvalidSubcommand => "unknown command: it is run or check",
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no command",
+        ErrorKind::InvalidSubcommand => "unknown command",
         ErrorKind::UnknownArgument => "a flag that is unknown, or an argument that belongs to no flag",
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => "invalid value for",
-        ErrorKind::ArgumentConflict => "given twice:",
+        ErrorKind::ArgumentConflict => "given twice, or beside what it excludes:",
+        ErrorKind::MissingRequiredArgument => "missing:",
         _ => "wrong usage",
     };
-    format!("{} (see --help)", format!("{what} {argument}").trim_end())
+    // Why a value is refused, where that is a text of ours, which quotes nothing.
+    let why = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Refused>());
+    let why = why.map(|Refused(why)| format!(": {why}")).unwrap_or_default();
+    format!("{}{why} (see --help)", format!("{what} {argument}").trim_end())
 }
 
-/// The flag that an error names, if it is one of ours: anything else that was typed could be a password.
-fn known_flag(name: &str) -> Option<String> {
-    let name = name.split(['=', ' ']).next()?.strip_prefix("--")?;
-    let command = Options::augment_args(clap::Command::new("outbox-relay"));
-    command.get_arguments().any(|argument| argument.get_long() == Some(name)).then(|| format!("--{name}"))
+/// Why a value of the command line is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused(pub &'static str);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// The argument that an error names, if it is one of ours: anything else that was typed could be a password.
+fn known_argument(name: &str) -> Option<String> {
+    let name = name.split('=').next()?.split(" <").next()?;
+    let shown = match name.strip_prefix("--") {
+        Some(long) => is_ours(&Cli::command(), &|argument| argument.get_long() == Some(long)),
+        None => is_ours(&Cli::command(), &|argument| {
+            argument.is_positional()
+                && argument.get_value_names().is_some_and(|names| names.iter().any(|own| name == format!("<{own}>")))
+        }),
+    };
+    shown.then(|| name.to_owned())
+}
+
+fn is_ours(command: &clap::Command, is_it: &dyn Fn(&clap::Arg) -> bool) -> bool {
+    command.get_arguments().any(is_it) || command.get_subcommands().any(|command| is_ours(command, is_it))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tracing_subscriber::filter::Targets;
 
 use crate::amqp_url::AmqpUrl;
-use crate::cli::{LogFormat, Options};
+use crate::cli::{Access, Listen, LogFormat, Options};
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::postgres::{self, ConnInfo, Variables};
@@ -67,23 +67,13 @@ struct File {
 
 impl Config {
     /// Puts the sources together and checks them.
-    pub fn load(options: &Options) -> Result<Self> {
-        let file = options.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        Self::combine(options, file, &|name| std::env::var(name).ok())
+    pub fn load(access: &Access, options: &Options) -> Result<Self> {
+        Self::combine(access, options, file_of(access)?, &|name| std::env::var(name).ok())
     }
 
-    fn combine(options: &Options, file: File, variables: Variables) -> Result<Self> {
+    fn combine(access: &Access, options: &Options, file: File, variables: Variables) -> Result<Self> {
         let o = options;
-        let database_url = secret("DATABASE_URL", &o.database_url, &o.database_url_file)?.or(secret(
-            "database_url",
-            &file.database_url,
-            &file.database_url_file,
-        )?);
-        let database = match database_url {
-            Some(url) => ConnInfo::read(&url, variables)?,
-            None if postgres::says_where(variables) => ConnInfo::read("", variables)?,
-            None => return Err(wrong("DATABASE_URL is not set")),
-        };
+        let Basics { database, log_format, log_levels } = Basics::combine(access, &file, variables, "info")?;
         let tuning = Tuning {
             max_in_flight: o.max_in_flight.or(file.max_in_flight).unwrap_or(2000),
             max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(16 << 20),
@@ -104,17 +94,16 @@ impl Config {
         let amqp = amqp_url.map(|url| amqp(&url, files)).transpose()?;
         let networks = o.webhook_allow_networks.clone().or(file.webhook_allow_networks).unwrap_or_default();
         check_networks(&networks)?;
-        let log_level = text(&o.log_level).or(text(&file.log_level));
         Ok(Config {
             database,
             amqp,
             webhook_allow_networks: networks,
-            http_listen: listen(text(&o.http_listen).or(text(&file.http_listen)))?,
+            http_listen: listen(text(&o.listen.http_listen).or(text(&file.http_listen)))?,
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
             grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
-            log_format: o.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
-            log_levels: logging::levels(log_level.as_deref().unwrap_or("info"))?,
+            log_format,
+            log_levels,
         })
     }
 
@@ -123,6 +112,47 @@ impl Config {
         let amqp = self.amqp.iter().flat_map(|amqp| &amqp.url.warnings);
         self.database.warnings.iter().chain(amqp).map(String::as_str)
     }
+}
+
+/// What the commands of operators need: of what only a relay needs, nothing is read or checked.
+pub struct Basics {
+    pub database: ConnInfo,
+    pub log_format: LogFormat,
+    pub log_levels: Targets,
+}
+
+impl Basics {
+    pub fn load(access: &Access) -> Result<Self> {
+        Self::combine(access, &file_of(access)?, &|name| std::env::var(name).ok(), "warn")
+    }
+
+    fn combine(access: &Access, file: &File, variables: Variables, log_level: &str) -> Result<Self> {
+        let database_url = secret("DATABASE_URL", &access.database_url, &access.database_url_file)?.or(secret(
+            "database_url",
+            &file.database_url,
+            &file.database_url_file,
+        )?);
+        let database = match database_url {
+            Some(url) => ConnInfo::read(&url, variables)?,
+            None if postgres::says_where(variables) => ConnInfo::read("", variables)?,
+            None => return Err(wrong("DATABASE_URL is not set")),
+        };
+        let given = text(&access.log_level).or(text(&file.log_level));
+        Ok(Basics {
+            database,
+            log_format: access.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+            log_levels: logging::levels(given.as_deref().unwrap_or(log_level))?,
+        })
+    }
+}
+
+/// Where a relay with this configuration has its pages.
+pub fn http_listen(access: &Access, listen_at: &Listen) -> Result<SocketAddr> {
+    listen(text(&listen_at.http_listen).or(text(&file_of(access)?.http_listen)))
+}
+
+fn file_of(access: &Access) -> Result<File> {
+    Ok(access.config.as_deref().map(read_file).transpose()?.unwrap_or_default())
 }
 
 /// An empty variable is one that is not set. What surrounds a value, such as the end of its line, is no part of it.
@@ -151,7 +181,7 @@ fn wrong(message: impl Into<String>) -> Error {
 }
 
 /// A path for a message, unless what was given for one could be something else: a URL, or a password alone.
-fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     match path.to_str() {
         Some(text) if path.is_absolute() && !text.contains("://") && !text.contains(['@', '\n']) => {
             format!(" ({text})")
@@ -172,9 +202,9 @@ fn parse_file(text: &str) -> std::result::Result<File, toml::de::Error> {
 }
 
 /// Where and what kind of thing is wrong. The parser's own message would quote the value, which may be a password.
-fn describe_toml(error: &toml::de::Error, text: &str) -> String {
+pub fn describe_toml(error: &toml::de::Error, text: &str) -> String {
     let at = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text[..at].lines().count().max(1);
+    let line = text[..at].matches('\n').count() + 1;
     let message = error.message();
     let what = match message {
         message if message.starts_with("unknown field") => "a key that is unknown",
@@ -275,13 +305,13 @@ mod tests {
         None
     }
 
-    fn options() -> Options {
-        Options { database_url: Some("postgres://u:pw@h/db".into()), ..Options::default() }
+    fn access() -> Access {
+        Access { database_url: Some("postgres://u:pw@h/db".into()), ..Access::default() }
     }
 
     #[test]
     fn the_defaults_are_those_of_the_reference() {
-        let config = Config::combine(&options(), File::default(), &none).ok().unwrap();
+        let config = Config::combine(&access(), &Options::default(), File::default(), &none).ok().unwrap();
         assert_eq!(config.http_listen.to_string(), "127.0.0.1:9464");
         assert_eq!(config.grace_period, Duration::from_secs(25));
         assert!(config.amqp.is_none());
@@ -291,8 +321,8 @@ mod tests {
     #[test]
     fn flag_and_environment_win_over_the_file() {
         let file = parse_file("claim_batch = 7\nlease = 30\nhttp_listen = '0.0.0.0:1'").unwrap();
-        let options = Options { claim_batch: Some(9), ..options() };
-        let config = Config::combine(&options, file, &none).ok().unwrap();
+        let options = Options { claim_batch: Some(9), ..Options::default() };
+        let config = Config::combine(&access(), &options, file, &none).ok().unwrap();
         assert_eq!(config.tuning.claim_batch, 9);
         assert_eq!(config.tuning.lease, Duration::from_secs(30));
         assert_eq!(config.http_listen.to_string(), "0.0.0.0:1");
@@ -355,14 +385,16 @@ mod tests {
     #[test]
     fn settings_out_of_range_are_refused() {
         for options in [
-            Options { claim_batch: Some(0), ..options() },
-            Options { max_in_flight: Some(0), ..options() },
-            Options { lease: Some(0), ..options() },
-            Options { amqp_url: Some("http://x".into()), ..options() },
-            Options { consumer: Some("x".repeat(64)), ..options() },
-            Options { database_url: Some(" ".into()), ..options() },
+            Options { claim_batch: Some(0), ..Options::default() },
+            Options { max_in_flight: Some(0), ..Options::default() },
+            Options { lease: Some(0), ..Options::default() },
+            Options { amqp_url: Some("http://x".into()), ..Options::default() },
+            Options { consumer: Some("x".repeat(64)), ..Options::default() },
         ] {
-            assert!(matches!(Config::combine(&options, File::default(), &none), Err(Error::Configuration(_))));
+            let combined = Config::combine(&access(), &options, File::default(), &none);
+            assert!(matches!(combined, Err(Error::Configuration(_))));
         }
+        let nowhere = Access { database_url: Some(" ".into()), ..Access::default() };
+        assert!(matches!(Basics::combine(&nowhere, &File::default(), &none, "warn"), Err(Error::Configuration(_))));
     }
 }

@@ -6,6 +6,7 @@
 //! `lease` says until when, `pause` and `pace` when a destination is tried again and how fast; `trace` shows each step.
 //!
 //! - `cli`, `config`, `amqp_url`, `error`: what the user configures
+//! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
 //! - `logging`, `metrics`, `http`, `check`: what an operator looks at
 //! - `backoff`, `timer`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
@@ -17,6 +18,7 @@ mod amqp_url;
 mod backoff;
 mod check;
 mod cli;
+mod commands;
 mod config;
 mod destination;
 mod dispatch;
@@ -49,7 +51,8 @@ use std::sync::Arc;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Options};
+use crate::commands::Outcome;
 use crate::config::Config;
 use crate::destination::Environment;
 use crate::error::{EXIT_CONFIGURATION, Error, Result};
@@ -68,9 +71,12 @@ fn main() -> ExitCode {
         }
         Err(error) => return complain(&cli::describe(&error), EXIT_CONFIGURATION),
     };
-    match start(&cli.command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    let done = match &cli.command {
+        Command::Run(options) | Command::Check(options) => start(&cli, options),
+        Command::Operate(command) => commands::run(&cli.access, command),
+    };
+    match done {
+        Ok(outcome) => ExitCode::from(outcome.code()),
         Err(error) => complain(&error.to_string(), error.exit_code()),
     }
 }
@@ -81,8 +87,8 @@ fn complain(line: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn start(command: &Command) -> Result<bool> {
-    let config = Arc::new(Config::load(command.options())?);
+fn start(cli: &Cli, options: &Options) -> Result<Outcome> {
+    let config = Arc::new(Config::load(&cli.access, options)?);
     logging::start(config.log_format, config.log_levels.clone());
     config.warnings().for_each(|warning| tracing::warn!("{warning}"));
     limits::raise_open_files();
@@ -94,16 +100,14 @@ fn start(command: &Command) -> Result<bool> {
         .map_err(|error| Error::Server(format!("can't start the runtime: {error}")))?;
     let environment = Arc::new(Environment::new(&config).map_err(|error| Error::Configuration(error.to_string()))?);
     // On a thread of the runtime: the connections' tasks are there too, and need not wake another thread.
-    let done = match command {
-        Command::Run(_) => runtime
-            .block_on(runtime.spawn(run(config, connector, environment)))
-            .unwrap_or_else(|_| Err(failed()))
-            .map(|()| true),
-        Command::Check(_) => {
-            let checked = runtime.spawn(async move { Ok(check::check(&config, &connector, &environment).await) });
-            runtime.block_on(checked).unwrap_or_else(|_| Err(failed()))
+    let checks = matches!(cli.command, Command::Check(_));
+    let work = runtime.spawn(async move {
+        match checks {
+            true => Ok(Outcome::well_if(check::check(&config, &connector, &environment).await)),
+            false => run(config, connector, environment).await.map(|()| Outcome::Well),
         }
-    };
+    });
+    let done = runtime.block_on(work).unwrap_or_else(|_| Err(failed()));
     runtime.shutdown_background();
     done
 }

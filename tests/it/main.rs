@@ -6,6 +6,7 @@ mod attackers;
 mod broker_side;
 mod chaos;
 mod claims;
+mod commands;
 mod connections;
 mod delivery;
 mod edits;

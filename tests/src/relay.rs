@@ -88,6 +88,11 @@ impl Relay {
         self.process.pid()
     }
 
+    /// Of its pages, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         http::get(self.port, path).await
     }

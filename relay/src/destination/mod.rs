@@ -18,7 +18,7 @@ mod patterns;
 mod publish;
 mod rabbitmq;
 mod returns;
-mod signature;
+pub mod signature;
 mod template;
 mod topology;
 mod webhook;

@@ -79,7 +79,9 @@ impl Signer {
         let listed = |signatures: Vec<String>| Some((HEADER, signatures.join(" ")));
         match self {
             Signer::Standard(keys) => listed(
-                keys.iter().map(|key| format!("v1,{}", STANDARD.encode(mac(key, signed.as_bytes(), body)))).collect(),
+                keys.iter()
+                    .map(|key| format!("v1,{}", STANDARD.encode(mac(key, signed.as_bytes(), body.slices()))))
+                    .collect(),
             ),
             Signer::Ed25519(pairs) => {
                 let message: Vec<u8> =
@@ -88,7 +90,7 @@ impl Signer {
             }
             Signer::Hex { key, header, prefix } => {
                 let mut value = prefix.clone();
-                for byte in mac(key, b"", body) {
+                for byte in mac(key, b"", body.slices()) {
                     // Writing to a string does not fail.
                     let _ = write!(value, "{byte:02x}");
                 }
@@ -96,6 +98,27 @@ impl Signer {
             }
             Signer::Unsigned => None,
         }
+    }
+}
+
+/// The key of symmetric signatures, for whoever verifies one.
+pub struct Key(Vec<u8>);
+
+impl Key {
+    pub fn parse(secret: &str) -> Result<Self, ConfigError> {
+        let mut keys = keys(&[secret.to_owned()], "whsec_")?;
+        Ok(Key(keys.pop().unwrap_or_default()))
+    }
+
+    /// The one that is the text itself, as some take it by mistake.
+    pub fn of_text(text: &str) -> Self {
+        Key(text.as_bytes().to_vec())
+    }
+
+    /// What `webhook-signature` holds.
+    pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
+        let signed = format!("{id}.{timestamp}.");
+        format!("v1,{}", STANDARD.encode(mac(&self.0, signed.as_bytes(), std::iter::once(body))))
     }
 }
 
@@ -121,11 +144,11 @@ fn header(settings: &Object) -> Result<HeaderName, ConfigError> {
         .map_err(|_| ConfigError("settings.signature_header is no header name".into()))
 }
 
-fn mac(key: &[u8], before: &[u8], body: &Parts) -> Vec<u8> {
+fn mac<'a>(key: &[u8], before: &[u8], body: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     // HMAC takes keys of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
     mac.update(before);
-    body.slices().for_each(|part| mac.update(part));
+    body.for_each(|part| mac.update(part));
     mac.finalize().into_bytes().to_vec()
 }
 

@@ -26,6 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Connector {
     info: std::sync::Arc<ConnInfo>,
     tls: MakeRustlsConnect,
+    notices: fn(&str),
 }
 
 /// A session. Its task ends when the connection does, and the connection ends when this is dropped.
@@ -81,7 +82,7 @@ impl Cancel {
     }
 
     async fn ask(&self) -> Result<()> {
-        let Connector { info, tls } = &self.connector;
+        let Connector { info, tls, .. } = &self.connector;
         let server = &info.servers[self.server];
         let (_, socket) = socket::open(info, std::slice::from_ref(&self.place))
             .await
@@ -94,15 +95,20 @@ impl Cancel {
 impl Connector {
     pub fn new(info: ConnInfo) -> Result<Self> {
         let tls = tls::connector(&info.tls)?;
-        Ok(Connector { info: std::sync::Arc::new(info), tls })
+        let notices = |message: &str| tracing::debug!(message, "notice from PostgreSQL");
+        Ok(Connector { info: std::sync::Arc::new(info), tls, notices })
+    }
+
+    /// Gives what the server remarks to `notices`, instead of the debug log.
+    pub fn with_notices(self, notices: fn(&str)) -> Self {
+        Connector { notices, ..self }
     }
 
     pub fn target(&self) -> String {
         self.info.target()
     }
 
-    /// Connects to the first of the servers that answers as it should. Notifications go to `notified`; notices of the
-    /// server go to the debug log.
+    /// Connects to the first of the servers that answers as it should. Notifications go to `notified`.
     pub async fn connect(&self, notified: Option<UnboundedSender<Notification>>) -> Result<Connected> {
         let mut order: Vec<usize> = (0..self.info.servers.len()).collect();
         if self.info.shuffled {
@@ -167,7 +173,7 @@ impl Connector {
             let cancel =
                 Cancel { connector: self.clone(), server, place: place.clone(), tls_use, token: client.cancel_token() };
             let utf8 = connection.parameter("server_encoding") == Some("UTF8");
-            let driver = Driver(tokio::spawn(drive(connection, notified)));
+            let driver = Driver(tokio::spawn(drive(connection, notified, self.notices)));
             let connected = Connected { client, driver, cancel, utf8, server };
             if self.info.read_write {
                 takes_writes(&connected.client).await?;
@@ -197,7 +203,11 @@ fn make_tls(tls: &MakeRustlsConnect, name: &str) -> Result<OurTls> {
     made.map(ReadableTls).map_err(|error| Error::Server(format!("TLS: {error}")))
 }
 
-async fn drive(mut connection: OurConnection, notified: Option<UnboundedSender<Notification>>) -> Result<()> {
+async fn drive(
+    mut connection: OurConnection,
+    notified: Option<UnboundedSender<Notification>>,
+    notices: fn(&str),
+) -> Result<()> {
     loop {
         match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
             Some(Ok(AsyncMessage::Notification(notification))) => {
@@ -206,9 +216,7 @@ async fn drive(mut connection: OurConnection, notified: Option<UnboundedSender<N
                     let _ = notified.send(notification);
                 }
             }
-            Some(Ok(AsyncMessage::Notice(notice))) => {
-                tracing::debug!(message = notice.message(), "notice from PostgreSQL");
-            }
+            Some(Ok(AsyncMessage::Notice(notice))) => notices(notice.message()),
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(error.into()),
             None => return Ok(()),
