@@ -6,6 +6,7 @@
 --   15 library         what only the library can do
 --   20 settings        what operators write: patterns, durations, templates, addresses, secrets
 --   25 order           the claim lock, the ordering key, what an event waits for
+--   27 wanting         who wants an event, and where something is due
 --   30 books           what claims hold and what deliveries say
 --   35 release         giving back
 --   40 circuit         whose fault a failure is, and the circuit breaker

@@ -99,10 +99,10 @@ CREATE FUNCTION outbox._has_delivered_since(v_destination text, v_since timestam
 AS $$
 BEGIN
     RETURN EXISTS (
-        SELECT FROM (SELECT e.id, e.event_type, e.status, e.processed_at FROM @extschema@.outbox_events e
+        SELECT FROM (SELECT e.id, e.event_type, e.tenant_id, e.status, e.processed_at FROM @extschema@.outbox_events e
                       ORDER BY e.id DESC LIMIT 1000) e
-          JOIN outbox.destination t ON t.name = v_destination AND e.event_type LIKE ANY (t.like_patterns)
-         WHERE e.status = 'processed' AND e.processed_at > v_since);
+         WHERE e.status = 'processed' AND e.processed_at > v_since
+           AND outbox._wants(v_destination, e.id, e.event_type, e.tenant_id));
 END
 $$;
 COMMENT ON FUNCTION outbox._has_delivered_since(text, timestamptz) IS 'an event that the destination wants was processed lately';

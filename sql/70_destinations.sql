@@ -14,7 +14,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._require_destination(text) IS 'an error unless there is such a destination';
 
-CREATE FUNCTION outbox.relay_destinations()
+CREATE FUNCTION outbox.relay_destinations(names text[] DEFAULT NULL)
     RETURNS TABLE (name text, kind text, exchange text, routing_key text, url text, settings jsonb, secrets text[],
                    max_attempts int)
     LANGUAGE sql STABLE SECURITY DEFINER ROWS 10 SET search_path = pg_catalog, pg_temp
@@ -28,17 +28,17 @@ AS $$
            outbox._max_attempts(r.settings)
       FROM outbox.destination d LEFT JOIN outbox.hidden h ON h.destination = d.name
      CROSS JOIN LATERAL (SELECT coalesce(h.settings, d.settings)) AS r (settings)
-     WHERE d.disabled_reason IS NULL
+     WHERE d.disabled_reason IS NULL AND (relay_destinations.names IS NULL OR d.name = ANY (relay_destinations.names))
      ORDER BY d.name
 $$;
-COMMENT ON FUNCTION outbox.relay_destinations() IS
-    'destinations with their secrets, the current one first, and their timeouts in seconds; for the relay''s role alone';
+COMMENT ON FUNCTION outbox.relay_destinations(text[]) IS
+    'destinations (null: all) with their secrets, the current one first, and their timeouts in seconds; for the relay''s role alone';
 
 -- Not current_user, which is the owner of the function that asks.
 CREATE FUNCTION outbox._caller_reads_secrets() RETURNS boolean
     LANGUAGE sql STABLE
 RETURN has_function_privilege(coalesce(nullif(current_setting('role'), 'none'), session_user)::name,
-                              'outbox.relay_destinations()', 'EXECUTE');
+                              'outbox.relay_destinations(text[])', 'EXECUTE');
 COMMENT ON FUNCTION outbox._caller_reads_secrets() IS 'whether the session''s role may see secrets that others made';
 
 -- outbox_keeper has no right to the table of events, which outbox._lock() locks too.
@@ -75,7 +75,8 @@ COMMENT ON FUNCTION outbox._secrets_end() IS 'when the first grace ends; null: n
 
 -- Adds the destination, or changes the one of that name: its deliveries, its secret and its place stay.
 CREATE FUNCTION outbox._put_destination(
-    name text, kind text, event_types text[], settings jsonb, exchange text, routing_key text, url text) RETURNS void
+    name text, kind text, event_types text[], settings jsonb, exchange text, routing_key text, url text, tenant_id text,
+    filter jsonpath) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -89,6 +90,8 @@ BEGIN
     END IF;
     PERFORM outbox._check_patterns(_put_destination.event_types);
     PERFORM outbox._check_settings(_put_destination.kind, _put_destination.settings);
+    PERFORM outbox._check_tenant(_put_destination.tenant_id);
+    PERFORM outbox._check_filter(_put_destination.filter);
     PERFORM outbox._lock();
     SELECT * INTO v_old FROM outbox.destination d WHERE d.name = _put_destination.name;
     IF v_old.kind <> _put_destination.kind THEN
@@ -96,30 +99,34 @@ BEGIN
             MESSAGE = format('destination %I exists already, of kind %s', v_old.name, v_old.kind),
             HINT = 'Remove it first with outbox.remove_destination(), or choose another name.';
     END IF;
-    -- Claims in flight were made by the old patterns.
-    IF v_old.event_types <> _put_destination.event_types THEN
+    -- Claims in flight were made by what it wanted before.
+    IF v_old.name IS NOT NULL
+       AND (v_old.event_types, v_old.tenant_id, v_old.filter::text)
+           IS DISTINCT FROM (_put_destination.event_types, _put_destination.tenant_id, _put_destination.filter::text) THEN
         PERFORM outbox._list_in_flight();
     END IF;
     INSERT INTO outbox.destination AS d
-           (name, kind, event_types, like_patterns, exchange, routing_key, url, settings, since_token)
-    VALUES (_put_destination.name, _put_destination.kind, _put_destination.event_types,
-            outbox._like_patterns(_put_destination.event_types), _put_destination.exchange,
-            _put_destination.routing_key, outbox._shown_url(_put_destination.url),
-            outbox._shown_settings(_put_destination.settings),
-            outbox._new_token())
+           (name, kind, event_types, tenant_id, filter, exchange, routing_key, url, broker, settings, since_token)
+    VALUES (_put_destination.name, _put_destination.kind, _put_destination.event_types, _put_destination.tenant_id,
+            _put_destination.filter, _put_destination.exchange, _put_destination.routing_key,
+            outbox._shown_url(_put_destination.url),
+            CASE _put_destination.kind WHEN 'rabbitmq' THEN coalesce(_put_destination.settings ->> 'broker', 'default') END,
+            outbox._shown_settings(_put_destination.settings), outbox._new_token())
     ON CONFLICT ON CONSTRAINT destination_pkey DO UPDATE
-       SET event_types = excluded.event_types, like_patterns = excluded.like_patterns, exchange = excluded.exchange,
-           routing_key = excluded.routing_key, url = excluded.url, settings = excluded.settings,
-           disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL, unable_at = NULL;
+       SET event_types = excluded.event_types, tenant_id = excluded.tenant_id, filter = excluded.filter,
+           exchange = excluded.exchange, routing_key = excluded.routing_key, url = excluded.url, broker = excluded.broker,
+           settings = excluded.settings, disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL, unable_at = NULL;
+    PERFORM outbox._put_interest(_put_destination.name);
     PERFORM outbox._give_to_destinations();
     PERFORM outbox._destinations_changed(_put_destination.name);
 END
 $$;
-COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, text, text) IS 'adds or changes a destination';
+COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, text, text, text, jsonpath) IS 'adds or changes a destination';
 
 CREATE FUNCTION outbox.add_rabbitmq(
     name text, exchange text DEFAULT 'outbox_events', routing_key text DEFAULT '{event_type}',
-    event_types text[] DEFAULT '{*}', settings jsonb DEFAULT '{}') RETURNS void
+    event_types text[] DEFAULT '{*}', settings jsonb DEFAULT '{}', tenant_id text DEFAULT NULL,
+    filter jsonpath DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -136,15 +143,15 @@ BEGIN
             MESSAGE = 'RabbitMQ keeps names of queues that begin with amq. to itself',
             HINT = 'Name the queue with settings.queue.';
     END IF;
-    PERFORM outbox._put_destination(name, 'rabbitmq', event_types, settings, exchange, routing_key, NULL);
+    PERFORM outbox._put_destination(name, 'rabbitmq', event_types, settings, exchange, routing_key, NULL, tenant_id, filter);
 END
 $$;
-COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb) IS
+COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb, text, jsonpath) IS
     'adds or changes a RabbitMQ destination; exchange and routing_key are templates';
 
 CREATE FUNCTION outbox.add_webhook(
-    name text, url text, event_types text[] DEFAULT '{*}', secret text DEFAULT NULL, settings jsonb DEFAULT '{}')
-    RETURNS text
+    name text, url text, event_types text[] DEFAULT '{*}', secret text DEFAULT NULL, settings jsonb DEFAULT '{}',
+    tenant_id text DEFAULT NULL, filter jsonpath DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -153,7 +160,7 @@ DECLARE
 BEGIN
     PERFORM outbox._check_url(url);
     PERFORM outbox._check_secret(secret);
-    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url);
+    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url, tenant_id, filter);
     INSERT INTO outbox.hidden (destination, url, settings)
     VALUES (add_webhook.name, add_webhook.url, add_webhook.settings)
     ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
@@ -167,7 +174,7 @@ BEGIN
     RETURN CASE WHEN add_webhook.secret IS NOT NULL OR outbox._caller_reads_secrets() THEN v_secret END;
 END
 $$;
-COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb) IS
+COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb, text, jsonpath) IS
     'adds or changes a webhook and returns its signing secret; null: the present one stays, and is not the caller''s to see';
 
 CREATE FUNCTION outbox.rotate_secret(name text, grace interval DEFAULT '24 hours') RETURNS text

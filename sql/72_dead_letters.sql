@@ -42,11 +42,10 @@ BEGIN
     ), anew AS (
         INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT v_event.id, t.name, v_event.key, 'pending', clock_timestamp()
-          FROM (SELECT d.name, d.like_patterns FROM outbox.destination d
-                UNION ALL
-                SELECT '', ARRAY['%'] WHERE NOT EXISTS (SELECT FROM outbox.destination)) t
-         WHERE (t.name = replay.destination AND v_event.claim_token IS NULL)
-            OR (replay.destination IS NULL AND NOT v_event.dead AND v_event.event_type LIKE ANY (t.like_patterns))
+          FROM (SELECT replay.destination AS name WHERE replay.destination IS NOT NULL AND v_event.claim_token IS NULL
+                UNION
+                SELECT r.destination FROM outbox._routes_or_nobody(ARRAY[v_event.id]) r
+                 WHERE replay.destination IS NULL AND NOT v_event.dead) t
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
         RETURNING 1
     )
@@ -74,7 +73,7 @@ BEGIN
         UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), owed_since = clock_timestamp()
           FROM @extschema@.outbox_events e
          WHERE e.id = d.id AND d.status = 'failed'
-           AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[replay_failed.event_types]))
+           AND e.event_type LIKE outbox._like_pattern(replay_failed.event_types)
            AND (replay_failed.destination IS NULL OR d.destination = replay_failed.destination)
         RETURNING d.id
     )
@@ -105,7 +104,7 @@ BEGIN
     WITH dead AS (
         DELETE FROM outbox.delivery d USING @extschema@.outbox_events e
          WHERE e.id = d.id AND d.status = 'failed' AND e.created_at <= clock_timestamp() - older_than
-           AND e.event_type LIKE ANY (outbox._like_patterns(ARRAY[purge_failed.event_types]))
+           AND e.event_type LIKE outbox._like_pattern(purge_failed.event_types)
         RETURNING d.id, d.destination, d.ordering_key
     )
     SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys

@@ -1,7 +1,7 @@
 -- Read-only windows for operators and monitors. They show no secret.
 
 CREATE VIEW outbox.destinations AS
-SELECT d.name, d.kind, d.event_types, d.exchange, d.routing_key, d.url, d.settings,
+SELECT d.name, d.kind, d.event_types, d.tenant_id, d.filter, d.exchange, d.routing_key, d.url, d.settings,
        CASE WHEN d.disabled_reason IS NOT NULL THEN 'disabled'
             WHEN d.paused THEN 'paused'
             WHEN d.circuit_failures = 0 AND d.unable_at IS NOT NULL THEN 'open'

@@ -24,6 +24,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON TYPE outbox.claimed_event, outbox.claimed_ref TO %s', role);
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.detach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
                    'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
+                   'outbox.claim_for, outbox.claim_refs_for, '
                    'outbox.webhook_allow_networks, outbox.destination_back, outbox.destination_unable, outbox.stats, outbox.health TO %s', role);
 END
 $$;

@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn nothing_passes_what_was_refused_before_it_in_its_batch() {
-        let mut window = Window { held: 3, bytes: MIB * 3 / 4, ..Window::new(2000, 2000) };
+        let mut window = Window { held: 3, bytes: MIB * 7 / 8, ..Window::new(2000, 2000) };
         assert!(!admit(&mut window, MIB / 2) && !admit(&mut window, 1));
         window.end_batch();
         assert!(admit(&mut window, 1));
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn nothing_is_asked_for_before_there_is_room_for_what_was_refused() {
         let mut window = Window::new(2000, 2000);
-        assert!(admit(&mut window, MIB / 2) && admit(&mut window, MIB / 4) && !admit(&mut window, MIB / 2));
+        assert!(admit(&mut window, MIB / 2) && admit(&mut window, MIB * 3 / 8) && !admit(&mut window, MIB / 2));
         window.end_batch();
         assert!(!is_open(&window), "small ones behind it would only be given back");
         window.leave(BUDGET.size(MIB / 2));

@@ -294,6 +294,8 @@ impl System {
         let row =
             self.admin.query_one("SELECT pending, processing, processed, failed FROM outbox.stats()", &[]).await?;
         let counted: [i64; 4] = std::array::from_fn(|column| row.get(column));
+        let hidden: i64 = self.admin.one(crate::matching::LATE_NOTES).await?;
+        ensure!(hidden == 0, "{hidden} deliveries are due before their destination's next_due");
         ensure!(counted == in_table, "stats() has {counted:?}, the table {in_table:?}");
         Ok(())
     }

@@ -137,6 +137,23 @@ async fn an_event_is_created_at_some_moment() -> Result<()> {
     Ok(())
 }
 
+/// What it owes again has no id of its own to announce.
+#[tokio::test]
+async fn a_replay_in_a_prepared_transaction_wakes_consumers_when_it_commits() -> Result<()> {
+    let (_, session, mut listener) = stage().await?;
+    let gid: String = session.one("SELECT current_database() || '_replay'").await?;
+    insert(&session, &[""]).await?;
+    let (_, token) = claim(&session, "10").await?;
+    session.execute("SELECT outbox.ack($1)", &[&token]).await?;
+    forget(&mut listener).await?;
+    session.batch_execute("BEGIN; SELECT outbox.replay(event_id) FROM outbox_events").await?;
+    session.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?;
+    session.batch_execute(&format!("COMMIT PREPARED '{gid}'")).await?;
+    due(&mut listener).await?;
+    assert_eq!(claim(&session, "10").await?.0.len(), 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_prepared_transaction_is_announced_when_it_commits_and_only_then() -> Result<()> {
     let (_, session, mut listener) = stage().await?;
