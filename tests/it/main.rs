@@ -17,6 +17,7 @@ mod housekeeping;
 mod layers;
 mod lifecycle;
 mod locks;
+mod many;
 mod matching;
 mod messages;
 mod model;
