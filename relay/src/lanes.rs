@@ -227,6 +227,7 @@ impl Lanes {
         names.iter().for_each(|name| self.rebuild(name));
         let left_alone: Vec<Arc<str>> = self.webhooks.names().cloned().collect();
         left_alone.iter().for_each(|name| self.retry(name));
+        tracing::info!(setting = "outbox.webhook_allow_networks", "changed");
     }
 
     fn is_left_alone(&self, name: &str) -> bool {
