@@ -50,7 +50,10 @@ impl System {
         for consumer in 0..CONSUMERS {
             self.consumers[consumer] = self.consumer().await?;
         }
-        let attached = format!("SELECT consumers = {CONSUMERS} FROM outbox.stats()");
+        // The worker counts anew after a TRUNCATE.
+        let attached = format!(
+            "SELECT consumers = {CONSUMERS} AND pending + processing + processed + failed = 0 FROM outbox.stats()"
+        );
         self.admin.until(&attached, LONG).await
     }
 
