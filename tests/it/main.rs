@@ -19,6 +19,7 @@ mod housekeeping;
 mod layers;
 mod lifecycle;
 mod locks;
+mod many;
 mod matching;
 mod messages;
 mod model;
