@@ -48,7 +48,7 @@ impl Tail {
 
     async fn end(mut self, signal: Signal) -> Result<i32> {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal)?;
-        let status = wait::until("tail to end", LONG, async || Ok(self.child.try_wait()?)).await?;
+        let status = wait::until("tail to end", LONG, || std::future::ready(self.child.try_wait().map_err(Into::into))).await?;
         status.code().context("no exit code")
     }
 }
