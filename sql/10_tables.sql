@@ -134,6 +134,7 @@ CREATE TABLE outbox.secret (
     PRIMARY KEY (destination, secret)
 );
 CREATE UNIQUE INDEX secret_current ON outbox.secret (destination) WHERE expires_at IS NULL;
+CREATE INDEX secret_ends ON outbox.secret (expires_at) WHERE expires_at IS NOT NULL;
 COMMENT ON TABLE outbox.secret IS 'signing secrets of webhooks; expires_at null: the current one';
 
 -- Everything that the relay needs for a request. The URL stands beside the headers, so that nobody who may not read a token

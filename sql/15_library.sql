@@ -96,6 +96,10 @@ CREATE FUNCTION outbox._raw_size(value jsonb) RETURNS bigint
     LANGUAGE c STRICT STABLE AS 'MODULE_PATHNAME', 'outbox_raw_size';
 COMMENT ON FUNCTION outbox._raw_size(jsonb) IS 'bytes of a value when it is not compressed; does not fetch it';
 
+CREATE FUNCTION outbox._ed25519_public_key(private_key bytea) RETURNS bytea
+    LANGUAGE c STRICT IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'ed25519_public_key_wrapper';
+COMMENT ON FUNCTION outbox._ed25519_public_key(bytea) IS 'the public key that belongs to 32 random bytes; null: these are none';
+
 CREATE FUNCTION outbox._library_version() RETURNS text LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'library_version_wrapper';
 COMMENT ON FUNCTION outbox._library_version() IS 'version of the loaded library';
 

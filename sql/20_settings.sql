@@ -95,8 +95,10 @@ COMMENT ON FUNCTION outbox._span(jsonb, text, interval) IS 'a duration of the se
 
 CREATE FUNCTION outbox._max_attempts(settings jsonb) RETURNS int
     LANGUAGE sql STABLE PARALLEL SAFE
-RETURN coalesce((settings ->> 'max_attempts')::int, 15);
-COMMENT ON FUNCTION outbox._max_attempts(jsonb) IS 'attempts before a delivery is a dead letter (default 15)';
+RETURN CASE WHEN jsonb_typeof(settings -> 'schedule') = 'array' THEN jsonb_array_length(settings -> 'schedule') + 1
+            ELSE coalesce((settings ->> 'max_attempts')::int, 15) END;
+COMMENT ON FUNCTION outbox._max_attempts(jsonb) IS
+    'attempts before a delivery is a dead letter: one more than the schedule has waits, else settings.max_attempts (default 15)';
 
 -- Exponential backoff with full jitter: a uniform draw from 0 to min(cap, base * 2^(attempts - 1)).
 -- Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
@@ -108,11 +110,13 @@ COMMENT ON FUNCTION outbox._backoff(int, interval, interval) IS 'how long to wai
 
 CREATE FUNCTION outbox._retry_in(kind text, settings jsonb, attempts int) RETURNS interval
     LANGUAGE sql VOLATILE
-RETURN outbox._backoff(attempts,
-    outbox._span(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
-    outbox._span(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END));
+RETURN CASE WHEN jsonb_typeof(settings -> 'schedule' -> (attempts - 1)) IN ('number', 'string')
+            THEN outbox._span(jsonb_build_object('wait', settings -> 'schedule' -> (attempts - 1)), 'wait', NULL)
+            ELSE outbox._backoff(attempts,
+                outbox._span(settings, 'base', CASE kind WHEN 'webhook' THEN interval '5 seconds' ELSE interval '1 second' END),
+                outbox._span(settings, 'cap', CASE kind WHEN 'webhook' THEN interval '6 hours' ELSE interval '5 minutes' END)) END;
 COMMENT ON FUNCTION outbox._retry_in(text, jsonb, int) IS
-    'a destination''s backoff: base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else';
+    'a destination''s wait after so many attempts: of its schedule, else the backoff (base 5 s and cap 6 h for webhooks, 1 s and 5 min for all else)';
 
 CREATE FUNCTION outbox._is_given_up(kind text, settings jsonb, owed_since timestamptz) RETURNS boolean
     LANGUAGE sql VOLATILE
@@ -202,9 +206,87 @@ BEGIN
        FROM unnest(ARRAY['base', 'cap']) AS k;
     PERFORM outbox._check_duration(settings, k, interval '1 second', interval '3660 days')
        FROM unnest(ARRAY['give_up_after', 'disable_after']) AS k WHERE settings ->> k IS DISTINCT FROM 'never';
+    IF NOT settings ? 'schedule' THEN
+        RETURN;
+    ELSIF jsonb_typeof(settings -> 'schedule') <> 'array' OR jsonb_array_length(settings -> 'schedule') > 1000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.schedule must be a list of at most 1000 durations',
+            HINT = 'These are the waits between attempts, for example {"schedule": ["5 s", "5 min", "2 h"]}.';
+    END IF;
+    PERFORM outbox._check_duration(jsonb_build_object('schedule', w), 'schedule', interval '1 millisecond', interval '366 days')
+       FROM jsonb_array_elements(settings -> 'schedule') AS w;
 END
 $$;
 COMMENT ON FUNCTION outbox._check_durations(jsonb) IS 'an error for a duration of the settings that is out of bounds';
+
+-- Source: RFC 3986, section 4.1 and appendix B. In turn: its characters; one fragment; a scheme, or no colon before the first
+-- slash; a host and a port; brackets around a host alone.
+CREATE FUNCTION outbox._is_uri_reference(uri text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN uri ~* '^([a-z0-9._~:/?#@!$&''()*+,;=-]|\[|\]|%[0-9a-f][0-9a-f])+$'
+   AND uri !~ '#.*#'
+   AND uri ~* '^([a-z][a-z0-9+.-]*:|[^:/?#]*([/?#]|$))'
+   AND coalesce(regexp_replace(substring(uri FROM '^(?:[^:/?#]*:)?//([^/?#]*)'), '^.*@', '')
+                ~* '^(\[[0-9a-f:.]+\]|[^]:[]*)(:[0-9]*)?$', true)
+   AND regexp_replace(uri, '^([^:/?#]*:)?//[^/?#]*', '') !~ '[][]';
+COMMENT ON FUNCTION outbox._is_uri_reference(text) IS 'whether the text is a URI or a relative reference';
+
+-- What goes out of an event, and how it is written.
+CREATE FUNCTION outbox._check_message(kind text, settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_formats CONSTANT text[] := CASE kind WHEN 'webhook' THEN '{standard,data,cloudevents,cloudevents-binary}'
+                                           ELSE '{data,cloudevents,cloudevents-binary}' END;
+BEGIN
+    IF coalesce(settings ->> 'format', 'data') <> ALL (v_formats) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.format of a %s destination must be one of %s, not %L', kind,
+                             array_to_string(v_formats, ', '), settings ->> 'format'),
+            HINT = 'data: event_data alone; cloudevents: CloudEvents 1.0 in structured mode; cloudevents-binary: in binary mode.';
+    ELSIF settings ? 'source' AND (jsonb_typeof(settings -> 'source') <> 'string'
+                                   OR octet_length(settings ->> 'source') NOT BETWEEN 1 AND 2000
+                                   OR NOT outbox._is_uri_reference(settings ->> 'source')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.source must be a URI reference of 1 to 2000 bytes',
+            HINT = 'For example "https://shop.example/orders", "urn:shop:orders" or "/orders".';
+    ELSIF settings ? 'metadata' AND (jsonb_typeof(settings -> 'metadata') <> 'array'
+                                     OR jsonb_array_length(settings -> 'metadata') > 100
+                                     OR EXISTS (SELECT FROM jsonb_array_elements(settings -> 'metadata') AS p
+                                                 WHERE jsonb_typeof(p) <> 'string')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.metadata must be a list of at most 100 patterns',
+            HINT = 'They name the members of metadata that go along, for example {"metadata": ["region", "x-*"]}.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_message(text, jsonb) IS 'an error for settings by which no event can be written';
+
+CREATE FUNCTION outbox._check_signature(settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_reserved CONSTANT text := '^(host|content-length|content-type|transfer-encoding|connection|webhook-(id|timestamp))$';
+BEGIN
+    IF coalesce(settings ->> 'signature', 'standard') NOT IN ('standard', 'ed25519', 'hex', 'none') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('settings.signature must be standard, ed25519, hex or none, not %L', settings ->> 'signature'),
+            HINT = 'standard and ed25519: Standard Webhooks, symmetric and asymmetric; hex: HMAC-SHA256 of the body, as many receivers know it.';
+    ELSIF settings ? 'signature_header' AND (jsonb_typeof(settings -> 'signature_header') <> 'string'
+                                             OR settings ->> 'signature_header' !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]{1,200}$'
+                                             OR settings ->> 'signature_header' ~* v_reserved) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.signature_header must be the name of a header, and none that the relay sets otherwise',
+            HINT = 'For example "X-Hub-Signature-256"; the default is X-Signature-256.';
+    ELSIF settings ? 'signature_prefix' AND (jsonb_typeof(settings -> 'signature_prefix') <> 'string'
+                                             OR settings ->> 'signature_prefix' !~ '^([!-~][ -~]{0,99})?$') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.signature_prefix must be up to 100 visible ASCII characters',
+            HINT = 'It stands before the hexadecimal digits; the default is sha256=.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_signature(jsonb) IS 'an error for settings by which no webhook can be signed';
 
 CREATE FUNCTION outbox._check_rabbitmq_settings(settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -237,9 +319,10 @@ CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
-                                     'disable_after']
-        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'format']
+    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
+                                     'disable_after', 'format', 'source', 'metadata']
+        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'signature', 'signature_header',
+                                                   'signature_prefix']
                      ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
     v_key text;
 BEGIN
@@ -259,12 +342,10 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'settings.concurrency must be a whole number from 1 to 99999',
             HINT = 'It is how many attempts of one relay may be under way at once.';
-    ELSIF coalesce(settings ->> 'format', 'standard') NOT IN ('standard', 'cloudevents') THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = format('settings.format must be standard or cloudevents, not %L', settings ->> 'format'),
-            HINT = 'cloudevents: CloudEvents 1.0 in structured mode.';
     END IF;
     PERFORM outbox._check_durations(settings);
+    PERFORM outbox._check_message(kind, settings);
+    PERFORM outbox._check_signature(settings);
     PERFORM outbox._check_rabbitmq_settings(settings);
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
@@ -356,36 +437,85 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the form of a webhook''s; the message does not show it';
 
-CREATE FUNCTION outbox._new_secret() RETURNS text
+CREATE FUNCTION outbox._random_key() RETURNS bytea
     LANGUAGE sql VOLATILE
-RETURN 'whsec_' || encode(substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
-                || substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
-                || substr(uuid_send(gen_random_uuid()), 1, 6), 'base64');
-COMMENT ON FUNCTION outbox._new_secret() IS 'a signing secret of 32 bytes from PostgreSQL''s strong random source';
+RETURN substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
+    || substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
+    || substr(uuid_send(gen_random_uuid()), 1, 6);
+COMMENT ON FUNCTION outbox._random_key() IS '32 bytes from PostgreSQL''s strong random source';
 
-CREATE FUNCTION outbox._check_secret(secret text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION outbox._signature(settings jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(settings ->> 'signature', 'standard');
+COMMENT ON FUNCTION outbox._signature(jsonb) IS 'how a webhook is signed: standard, ed25519, hex or none';
+
+CREATE FUNCTION outbox._new_secret(settings jsonb) RETURNS text
+    LANGUAGE sql VOLATILE
+RETURN CASE outbox._signature(settings)
+           WHEN 'none' THEN NULL
+           WHEN 'ed25519' THEN 'whsk_' || encode(outbox._random_key(), 'base64')
+           ELSE 'whsec_' || encode(outbox._random_key(), 'base64') END;
+COMMENT ON FUNCTION outbox._new_secret(jsonb) IS 'a signing secret, or a private key, for these settings; null: they need none';
+
+CREATE FUNCTION outbox._key_in(secret text, prefix text) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_length int;
+    v_text CONSTANT text := substr(secret, length(prefix) + 1);
+    v_key bytea;
 BEGIN
-    IF secret IS NULL THEN
-        RETURN;
-    END IF;
-    BEGIN
-        v_length := octet_length(decode(substr(secret, 7), 'base64'));
-    EXCEPTION WHEN invalid_parameter_value THEN
-        v_length := 0;
-    END;
-    IF secret !~ '^whsec_[A-Za-z0-9+/]+={0,2}$' OR v_length NOT BETWEEN 24 AND 64
-       OR replace(encode(decode(substr(secret, 7), 'base64'), 'base64'), E'\n', '') <> substr(secret, 7) THEN
-        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = 'malformed signing secret',
-            HINT = 'Use whsec_ and the base64 of 24 to 64 random bytes, or null to have one made.';
-    END IF;
+    v_key := decode(v_text, 'base64');
+    RETURN CASE WHEN secret = prefix || replace(encode(v_key, 'base64'), E'\n', '') THEN v_key END;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION outbox._check_secret(text) IS 'an error unless the secret is one of Standard Webhooks; the message does not show it';
+COMMENT ON FUNCTION outbox._key_in(text, text) IS 'the bytes of a secret with this prefix; null: it is not that and proper base64';
+
+-- A private key is the 32 bytes of RFC 8032, or these and its public key.
+CREATE FUNCTION outbox._public_key(secret text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT
+RETURN (SELECT 'whpk_' || encode(p.key, 'base64')
+          FROM outbox._key_in(secret, 'whsk_') AS k (key)
+         CROSS JOIN outbox._ed25519_public_key(substr(k.key, 1, 32)) AS p (key)
+         WHERE length(k.key) = 32 OR substr(k.key, 33) = p.key);
+COMMENT ON FUNCTION outbox._public_key(text) IS 'whpk_ and the public key for whsk_ and a private one; null: it is none';
+
+CREATE FUNCTION outbox._is_secret(secret text, settings jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+RETURN CASE outbox._signature(settings)
+           WHEN 'none' THEN false
+           WHEN 'hex' THEN length(secret) BETWEEN 8 AND 128
+           WHEN 'ed25519' THEN outbox._public_key(secret) IS NOT NULL
+           ELSE coalesce(length(outbox._key_in(secret, 'whsec_')) BETWEEN 24 AND 64, false) END;
+COMMENT ON FUNCTION outbox._is_secret(text, jsonb) IS 'whether a webhook with these settings can be signed with this';
+
+CREATE FUNCTION outbox._check_secret(secret text, settings jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF secret IS NULL OR outbox._is_secret(secret, settings) THEN
+        RETURN;
+    ELSIF outbox._signature(settings) = 'none' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'a webhook that is not signed has no secret',
+            HINT = 'Leave it out, or choose another settings.signature than none.';
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+        MESSAGE = 'malformed signing secret',
+        HINT = CASE outbox._signature(settings)
+                   WHEN 'hex' THEN 'Use 8 to 128 characters, or null to have one made.'
+                   WHEN 'ed25519' THEN 'Use whsk_ and the base64 of a private key of 32 or 64 bytes, or null to have a key pair made.'
+                   ELSE 'Use whsec_ and the base64 of 24 to 64 random bytes, or null to have one made.' END;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_secret(text, jsonb) IS
+    'an error unless a webhook with these settings can be signed with this; the message does not show it';
+
+CREATE FUNCTION outbox._shown_secret(secret text, settings jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE
+RETURN CASE outbox._signature(settings) WHEN 'ed25519' THEN outbox._public_key(secret) ELSE secret END;
+COMMENT ON FUNCTION outbox._shown_secret(text, jsonb) IS 'what the receiver has to know: the secret, or the public key';
 
 CREATE FUNCTION outbox._shown_settings(settings jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE

@@ -190,7 +190,7 @@ $$;
 COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval, bigint) IS 'what a failed delivery means for its destination';
 
 CREATE FUNCTION outbox.destination_unable(names text[], error text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
 AS $$
 BEGIN
     PERFORM outbox._lock();
@@ -202,7 +202,7 @@ COMMENT ON FUNCTION outbox.destination_unable(text[], text) IS
 
 -- Half open, not closed: the destination's next answer decides.
 CREATE FUNCTION outbox.destination_back(names text[]) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
 AS $$
 #variable_conflict use_column
 BEGIN

@@ -47,7 +47,8 @@ CREATE FUNCTION outbox._serves(scope outbox.claim_scope, name text, broker text)
     LANGUAGE sql IMMUTABLE
 AS $$
     SELECT coalesce(scope.names ? name, true) AND NOT coalesce(scope.passed ? name, false)
-       AND coalesce(name LIKE ANY (scope.patterns), true) AND coalesce(broker = ANY (scope.brokers), true)
+       AND coalesce(name LIKE ANY (scope.patterns), true)
+       AND (broker IS NULL OR coalesce(broker = ANY (scope.brokers), true))
 $$;
 COMMENT ON FUNCTION outbox._serves(outbox.claim_scope, text, text) IS 'whether the consumer serves this destination';
 

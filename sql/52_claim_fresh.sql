@@ -9,13 +9,14 @@ COMMENT ON FUNCTION outbox._kind(text, text) IS 'names the kind of an event: tho
 -- because the destination can't be served or the event waits for another one there.
 -- (An event that waits is ahead of the later ones of its key: none of them passes a parked one.) Events whose row another
 -- transaction has locked can't go now, nor can those with the ordering key of a locked event or of one in flight.
--- unrouted_left: some scheduled events are due and not routed. passed: kinds of events that are not looked at. most: at about
--- so many deliveries a claim stops, because an event may have thousands.
--- seen: events that were decided on. full: there may be more behind the window. behind: events that can't go now. stuck: the
--- locked ones among these. owed: deliveries that were decided on. unserved: kinds that only others serve.
+-- max_events: of the kinds that this claim serves. decide: of all kinds. unrouted_left: some scheduled events are due and not
+-- routed. passed: kinds of events that are not looked at. most: at about so many deliveries a claim stops, because an event may
+-- have thousands.
+-- seen: events that were decided on. full: there may be more, behind the window or within. behind: events that can't go now.
+-- stuck: the locked ones among these. owed: deliveries that were decided on. unserved: kinds that only others serve.
 CREATE FUNCTION outbox._claim_fresh(
-    token bigint, scope outbox.claim_scope, low_water bigint, high_water bigint, max_events int, window_size bigint,
-    unrouted_left boolean, passed jsonb, most bigint,
+    token bigint, scope outbox.claim_scope, low_water bigint, high_water bigint, max_events int, decide bigint,
+    window_size bigint, unrouted_left boolean, passed jsonb, most bigint,
     OUT ids bigint[], OUT held text[], OUT seen bigint, OUT "full" boolean, OUT behind bigint, OUT stuck bigint,
     OUT unrouted bigint, OUT owed bigint, OUT unserved text[])
     LANGUAGE plpgsql
@@ -50,7 +51,7 @@ BEGIN
         SELECT j.*, j.locked OR (j.key IS NOT NULL AND j.key IN (SELECT b.key FROM busy b)) AS waits
           FROM judged j
     ), ready AS MATERIALIZED (
-        SELECT m.id, m.event_type, m.tenant_id, m.key FROM marked m WHERE NOT m.waits ORDER BY m.id LIMIT max_events
+        SELECT m.id, m.event_type, m.tenant_id, m.key FROM marked m WHERE NOT m.waits ORDER BY m.id LIMIT decide
     ), kind AS MATERIALIZED (
         SELECT r.event_type, r.tenant_id, array_agg(r.id) AS ids, array_agg(r.key) AS keys
           FROM ready r GROUP BY r.event_type, r.tenant_id
@@ -64,9 +65,9 @@ BEGIN
                  FROM (SELECT * FROM outbox._eligible(scope, k.event_type, k.tenant_id) ORDER BY 1) l) w
     ), within AS MATERIALIZED (
         SELECT max(u.id) AS last
-          FROM (SELECT e.id, sum(m.n) OVER (ORDER BY e.id) - m.n AS before
-                  FROM menu m CROSS JOIN LATERAL unnest(m.ids) AS e (id)) u
-         WHERE u.before < most
+          FROM (SELECT e.id, sum(m.n) OVER up_to - m.n AS deliveries, count(*) FILTER (WHERE m.served) OVER up_to AS served
+                  FROM menu m CROSS JOIN LATERAL unnest(m.ids) AS e (id) WINDOW up_to AS (ORDER BY e.id)) u
+         WHERE u.deliveries < most AND u.served <= max_events
     ), plan AS MATERIALIZED (
         SELECT e.id, e.key, w.wanted, w.held, w.parked, w.behind, w.elsewhere
           FROM menu m
@@ -98,7 +99,8 @@ BEGIN
     SELECT array_agg(m.id ORDER BY m.id) FILTER (WHERE m.held IS NOT NULL),
            array_agg(m.held::text ORDER BY m.id) FILTER (WHERE m.held IS NOT NULL),
            count(*), count(*) FILTER (WHERE m.wanted = 0), bool_or(m.elsewhere), coalesce(sum(m.wanted), 0),
-           (SELECT count(*) FROM candidate) >= window_size,
+           (SELECT count(*) FROM candidate) >= window_size
+               OR (SELECT count(*) FROM marked k WHERE NOT k.waits) > (SELECT count(*) FROM plan),
            (SELECT count(*) FROM marked k WHERE k.waits), (SELECT count(*) FROM marked k WHERE k.locked),
            (SELECT array_agg(outbox._kind(k.event_type, k.tenant_id)) FROM menu k WHERE NOT k.served),
            array_agg(m.id) FILTER (WHERE m.parked IS NOT NULL), array_agg(m.key) FILTER (WHERE m.parked IS NOT NULL),
@@ -121,5 +123,5 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._claim_fresh(bigint, outbox.claim_scope, bigint, bigint, int, bigint, boolean, jsonb, bigint) IS
+COMMENT ON FUNCTION outbox._claim_fresh(bigint, outbox.claim_scope, bigint, bigint, int, bigint, bigint, boolean, jsonb, bigint) IS
     'claims fresh events; part of outbox.claim';

@@ -109,8 +109,10 @@ DECLARE
     v_growths CONSTANT int := 30;
     v_many CONSTANT int := 200;     -- behind events in flight: listing those costs less than walking past these
     v_most CONSTANT bigint := 20000;    -- deliveries in one claim: an event may have thousands
-    v_beyond bigint := 200;         -- looked at beyond what is asked for
+    v_decide CONSTANT bigint := 500;    -- at a time, when the first events are not for this claim
+    v_beyond bigint := 200;         -- looked at beyond what is decided on
     v_asked int;
+    v_decided bigint;
     v_passed jsonb;
     v_served_first boolean := false;
     v_listed boolean := false;
@@ -119,11 +121,12 @@ BEGIN
     FOR i IN 1..v_growths LOOP
         EXIT WHEN c.exhausted OR c.room <= v_reserve OR c.owed >= v_most;
         v_asked := CASE WHEN c.serve THEN c.room - v_reserve ELSE 1 END;
+        v_decided := CASE WHEN c.serve AND i = 1 THEN v_asked ELSE greatest(v_asked, v_decide) END;
         SELECT * INTO f
-          FROM outbox._claim_fresh(c.token, c.scope, c.low_water, c.high_water, v_asked, v_asked + v_beyond,
+          FROM outbox._claim_fresh(c.token, c.scope, c.low_water, c.high_water, v_asked, v_decided, v_decided + v_beyond,
                                    c.unrouted_left, v_passed, v_most - c.owed);
         c.owed := c.owed + f.owed;
-        c.exhausted := NOT c.serve OR (v_passed IS NULL AND f.seen < v_asked AND NOT f."full" AND c.owed < v_most);
+        c.exhausted := NOT c.serve OR (v_passed IS NULL AND NOT f."full");
         c.ids := c.ids || f.ids;
         c.held := c.held || f.held;
         c.room := c.room - coalesce(cardinality(f.ids), 0);
@@ -140,9 +143,9 @@ BEGIN
         ELSIF i >= v_batches THEN
             EXIT;
         ELSIF c.serve AND NOT v_served_first AND 2 * coalesce(cardinality(f.ids), 0) < f.seen THEN
-            v_passed := outbox._names(f.unserved);
-            v_served_first := true;
+            v_passed := coalesce(v_passed, '{}') || outbox._names(f.unserved);
         ELSE
+            v_served_first := v_passed IS NOT NULL;
             v_passed := NULL;
         END IF;
     END LOOP;

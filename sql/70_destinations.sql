@@ -194,29 +194,46 @@ $$;
 COMMENT ON FUNCTION outbox._put_webhook(text, text, text[], jsonb, text, jsonpath, boolean) IS
     'adds or changes a webhook, but for its secret';
 
+-- For functions of outbox_keeper, which alone may read and write secrets.
+CREATE FUNCTION outbox._put_secret(destination text, given text, settings jsonb) RETURNS text
+    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_secret text;
+    v_shown text;
+BEGIN
+    -- Those that were made for another settings.signature.
+    DELETE FROM outbox.secret s
+     WHERE s.destination = _put_secret.destination AND NOT outbox._is_secret(s.secret, _put_secret.settings);
+    SELECT s.secret INTO v_secret FROM outbox.secret s
+     WHERE s.destination = _put_secret.destination AND s.expires_at IS NULL;
+    IF v_secret = given OR v_secret IS NOT NULL AND given IS NULL THEN
+        v_shown := outbox._shown_secret(v_secret, settings);
+        RETURN CASE WHEN given IS NOT NULL OR v_shown <> v_secret OR outbox._caller_reads_secrets() THEN v_shown END;
+    END IF;
+    DELETE FROM outbox.secret s WHERE s.destination = _put_secret.destination;
+    v_secret := coalesce(given, outbox._new_secret(settings));
+    INSERT INTO outbox.secret (destination, secret) SELECT _put_secret.destination, v_secret WHERE v_secret IS NOT NULL;
+    RETURN outbox._shown_secret(v_secret, settings);
+END
+$$;
+COMMENT ON FUNCTION outbox._put_secret(text, text, jsonb) IS
+    'the webhook is signed with the given secret, with its present one or with a new one; what the receiver has to know, if the caller may';
+
 CREATE FUNCTION outbox.add_webhook(
     name text, url text, event_types text[] DEFAULT '{*}', secret text DEFAULT NULL, settings jsonb DEFAULT '{}',
     tenant_id text DEFAULT NULL, filter jsonpath DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
-DECLARE
-    v_secret text;
 BEGIN
-    PERFORM outbox._check_secret(secret);
+    PERFORM outbox._check_secret(secret, settings);
     PERFORM outbox._put_webhook(name, url, event_types, settings, tenant_id, filter, true);
-    SELECT s.secret INTO v_secret FROM outbox.secret s WHERE s.destination = add_webhook.name AND s.expires_at IS NULL;
-    IF v_secret IS NULL OR v_secret <> add_webhook.secret THEN
-        DELETE FROM outbox.secret s WHERE s.destination = add_webhook.name;
-        v_secret := coalesce(add_webhook.secret, outbox._new_secret());
-        INSERT INTO outbox.secret (destination, secret) VALUES (add_webhook.name, v_secret);
-        RETURN v_secret;
-    END IF;
-    RETURN CASE WHEN add_webhook.secret IS NOT NULL OR outbox._caller_reads_secrets() THEN v_secret END;
+    RETURN outbox._put_secret(add_webhook.name, add_webhook.secret, add_webhook.settings);
 END
 $$;
 COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb, text, jsonpath) IS
-    'adds or changes a webhook and returns its signing secret; null: the present one stays, and is not the caller''s to see';
+    'adds or changes a webhook and returns its signing secret, or its public key; null: it has none, or the present one stays and is not the caller''s to see';
 
 -- Source: RFC 7396, JSON Merge Patch, section 2.
 CREATE FUNCTION outbox._merge_patch(target jsonb, patch jsonb) RETURNS jsonb
@@ -305,6 +322,8 @@ BEGIN
     IF v_kind = 'webhook' THEN
         PERFORM outbox._put_webhook(name, v_new ->> 'url', v_types, v_settings, v_new ->> 'tenant_id',
                                     (v_new ->> 'filter')::jsonpath, v_anew);
+        -- Another settings.signature needs a secret of another kind: outbox.rotate_secret() makes one that is shown.
+        PERFORM outbox._put_secret(name, NULL, v_settings);
     ELSE
         PERFORM outbox._put_rabbitmq(name, coalesce(v_new ->> 'exchange', 'outbox_events'),
                                      coalesce(v_new ->> 'routing_key', '{event_type}'), v_types, v_settings,
@@ -319,13 +338,14 @@ CREATE FUNCTION outbox.rotate_secret(name text, grace interval DEFAULT '24 hours
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_secret text := outbox._new_secret();
+    v_settings jsonb;
+    v_secret text;
 BEGIN
     PERFORM outbox._require_destination(name);
     PERFORM outbox._lock_for_secrets();
     IF NOT EXISTS (SELECT FROM outbox.secret s WHERE s.destination = name) THEN
         RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('destination %I has no signing secret', name),
-            HINT = 'Only webhooks are signed.';
+            HINT = 'Webhooks are signed, unless settings.signature is none.';
     ELSIF grace IS NULL OR grace NOT BETWEEN interval '0' AND interval '3660 days' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = 'grace must not be negative or null, nor longer than 3660 days',
@@ -333,14 +353,16 @@ BEGIN
     END IF;
     DELETE FROM outbox.secret s WHERE s.destination = name AND s.expires_at IS NOT NULL;
     UPDATE outbox.secret s SET expires_at = clock_timestamp() + grace WHERE s.destination = name;
+    SELECT h.settings INTO v_settings FROM outbox.hidden h WHERE h.destination = name;
+    v_secret := outbox._new_secret(v_settings);
     INSERT INTO outbox.secret (destination, secret) VALUES (name, v_secret);
     PERFORM outbox._wake_at(clock_timestamp() + grace);
     PERFORM outbox._destinations_changed(name);
-    RETURN v_secret;
+    RETURN outbox._shown_secret(v_secret, v_settings);
 END
 $$;
 COMMENT ON FUNCTION outbox.rotate_secret(text, interval) IS
-    'a new signing secret for a webhook; the one before signs too until the grace ends';
+    'a new signing secret, or key pair, for a webhook, of which it returns what the receiver has to know; the one before signs too until the grace ends';
 
 CREATE FUNCTION outbox.pause(name text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -9,6 +9,7 @@ use crate::session;
 use crate::shmem::{self, BEFORE_ALL, NEVER, State};
 use crate::status::ByStatus;
 use crate::status::Status::*;
+use ed25519_compact::{KeyPair, Seed};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::*;
@@ -279,6 +280,13 @@ fn worker_state(database: &shmem::Database) -> &'static str {
         State::Running if database.timers.alarm.is_set() => "idle",
         State::Running => "active",
     }
+}
+
+/// The public key of an Ed25519 key pair (RFC 8032), from the 32 bytes of its private key; none from anything else.
+#[pg_extern]
+fn ed25519_public_key(private_key: &[u8]) -> Option<Vec<u8>> {
+    let seed = <[u8; 32]>::try_from(private_key).ok().filter(|seed| *seed != [0; 32])?;
+    Some(KeyPair::from_seed(Seed::new(seed)).pk.to_vec())
 }
 
 /// Tells PostgreSQL how [`outbox_raw_size`] is called.

@@ -11,12 +11,17 @@ use crate::amqp_url::AmqpUrl;
 use crate::cli::{Access, Listen, LogFormat, Options};
 use crate::error::{Error, Result};
 use crate::logging;
+use crate::pattern::Patterns;
 use crate::postgres::{self, ConnInfo, Variables};
 
 pub struct Config {
     pub database: ConnInfo,
     pub amqp: Option<Amqp>,
     pub webhook_allow_networks: Vec<String>,
+    /// Which destinations to serve.
+    pub destinations: Patterns,
+    /// How many destinations have metrics of their own.
+    pub metrics_destinations: usize,
     pub http_listen: SocketAddr,
     pub consumer: String,
     pub tuning: Tuning,
@@ -36,7 +41,11 @@ pub struct Amqp {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
+    /// Deliveries of one destination.
     pub max_in_flight: usize,
+    /// Events of the whole relay.
+    pub max_events_in_flight: usize,
+    /// Payloads of the whole relay.
     pub max_bytes_in_flight: usize,
     pub claim_batch: usize,
     pub lease: Duration,
@@ -56,11 +65,14 @@ struct File {
     http_listen: Option<String>,
     consumer: Option<String>,
     max_in_flight: Option<usize>,
+    max_events_in_flight: Option<usize>,
     max_bytes_in_flight: Option<usize>,
     claim_batch: Option<usize>,
     lease: Option<u64>,
     grace_period: Option<u64>,
     webhook_allow_networks: Option<Vec<String>>,
+    destinations: Option<Vec<String>>,
+    metrics_destinations: Option<usize>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
 }
@@ -76,7 +88,8 @@ impl Config {
         let Basics { database, log_format, log_levels } = Basics::combine(access, &file, variables, "info")?;
         let tuning = Tuning {
             max_in_flight: o.max_in_flight.or(file.max_in_flight).unwrap_or(2000),
-            max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(16 << 20),
+            max_events_in_flight: o.max_events_in_flight.or(file.max_events_in_flight).unwrap_or(10_000),
+            max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(64 << 20),
             claim_batch: o.claim_batch.or(file.claim_batch).unwrap_or(500),
             lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
         };
@@ -94,10 +107,16 @@ impl Config {
         let amqp = amqp_url.map(|url| amqp(&url, files)).transpose()?;
         let networks = o.webhook_allow_networks.clone().or(file.webhook_allow_networks).unwrap_or_default();
         check_networks(&networks)?;
+        let destinations = o.destinations.clone().or(file.destinations).unwrap_or_default();
+        let destinations = Patterns::new(&destinations).ok_or_else(|| {
+            wrong("destinations must be names of destinations, in which * stands for any run of characters")
+        })?;
         Ok(Config {
             database,
             amqp,
             webhook_allow_networks: networks,
+            destinations,
+            metrics_destinations: o.metrics_destinations.or(file.metrics_destinations).unwrap_or(100),
             http_listen: listen(text(&o.listen.http_listen).or(text(&file.http_listen)))?,
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
@@ -232,6 +251,9 @@ fn check_tuning(tuning: &Tuning) -> Result<()> {
     }
     if tuning.max_in_flight == 0 || tuning.max_in_flight > 100_000 {
         return Err(wrong("max_in_flight must be from 1 to 100000"));
+    }
+    if tuning.max_events_in_flight == 0 || tuning.max_events_in_flight > 1_000_000 {
+        return Err(wrong("max_events_in_flight must be from 1 to 1000000"));
     }
     if tuning.max_bytes_in_flight == 0 {
         return Err(wrong("max_bytes_in_flight must be at least 1"));
@@ -387,6 +409,8 @@ mod tests {
         for options in [
             Options { claim_batch: Some(0), ..Options::default() },
             Options { max_in_flight: Some(0), ..Options::default() },
+            Options { max_events_in_flight: Some(0), ..Options::default() },
+            Options { destinations: Some(vec!["postgres://u@h".into()]), ..Options::default() },
             Options { lease: Some(0), ..Options::default() },
             Options { amqp_url: Some("http://x".into()), ..Options::default() },
             Options { consumer: Some("x".repeat(64)), ..Options::default() },

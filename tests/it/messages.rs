@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lapin::types::FieldTable;
 use outbox_tests::broker::Broker;
 use outbox_tests::wait::LONG;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::rabbitmq::{Site, arrive};
@@ -141,6 +142,7 @@ async fn a_message_says_what_its_event_is() -> Result<()> {
             ("aggregate_type", "contact"),
             ("attempt", "1"),
             ("event_version", "v2"),
+            ("private", "x"),
             ("tenant_id", "acme"),
             ("traceparent", traceparent),
             ("tracestate", "a=b"),
@@ -154,6 +156,87 @@ async fn a_message_says_what_its_event_is() -> Result<()> {
     assert_eq!(message.headers.keys().collect::<Vec<_>>(), ["attempt", "event_version"]);
     assert_eq!(message.json()?, serde_json::json!([1, null]));
     site.processed().await
+}
+
+#[tokio::test]
+async fn metadata_is_headers_and_properties() -> Result<()> {
+    let site = Site::shared().await?;
+    let channel = site.broker.channel().await?;
+    channel.bind("outbox_events", "#", "all").await?;
+    let mut queue = channel.consume("all").await?;
+    site.add("mq", "").await?;
+    let relay = site.relay().await?;
+    site.execute(
+        r#"SELECT outbox.publish('contact.created', '{}', metadata => '{"correlation_id": "c-1", "priority": 5,
+                  "expiration": "600000", "reply_to": "answers", "region": "eu", "vip": true, "shard": 7, "ratio": 1.50,
+                  "big": 12345678901234567890, "attempt": 99, "list": [1], "none": null}')"#,
+    )
+    .await?;
+    let message = queue.next(LONG).await?;
+    assert_eq!(message.correlation_id.as_deref(), Some("c-1"));
+    assert_eq!((message.priority, message.expiration.as_deref()), (Some(5), Some("600000")));
+    assert_eq!(message.reply_to.as_deref(), Some("answers"));
+    let headers: Vec<(&str, &str)> =
+        message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(
+        headers,
+        [
+            ("attempt", "1"),
+            ("big", "12345678901234567890"),
+            ("correlation_id", "c-1"),
+            ("event_version", "v1"),
+            ("expiration", "600000"),
+            ("priority", "5"),
+            ("ratio", "1.5"),
+            ("region", "eu"),
+            ("reply_to", "answers"),
+            ("shard", "7"),
+            ("vip", "true"),
+        ]
+    );
+
+    site.add("mq", r#", settings => '{"metadata": ["reg*"]}'"#).await?;
+    relay.logged(r#""message":"changed""#, LONG).await?;
+    let metadata = r#"{"correlation_id": "c-2", "region": "us"}"#;
+    site.session.execute("SELECT outbox.publish('a', '{}', metadata => $1::text::jsonb)", &[&metadata]).await?;
+    let message = queue.next(LONG).await?;
+    assert_eq!(message.correlation_id, None);
+    assert_eq!(message.headers.keys().collect::<Vec<_>>(), ["attempt", "event_version", "region"]);
+    site.processed().await
+}
+
+#[tokio::test]
+async fn no_metadata_breaks_the_channel_of_others() -> Result<()> {
+    let site = Site::shared().await?;
+    let channel = site.broker.channel().await?;
+    channel.bind("outbox_events", "#", "all").await?;
+    let mut queue = channel.consume("all").await?;
+    site.add("mq", "").await?;
+    let relay = site.relay().await?;
+    site.publish("1").await?;
+    queue.next(LONG).await?;
+    for metadata in [
+        json!({"CC": "other", "BCC": "other", "x-death": "x", "x-delay": "x", "x-match": 1, "": "x"}),
+        json!({"expiration": "soon", "priority": 256, "reply_to": "amq.rabbitmq.reply-to", "correlation_id": "x".repeat(256)}),
+        json!({"expiration": 4_294_967_296_u64, "priority": "x", "reply_to": "x".repeat(256)}),
+        json!({("x".repeat(256)): 1, ("é".repeat(127)): "ü", "control\r\n": "\u{1}\u{7f}", "deep": [[1]], "n": 1e300}),
+        json!({"large": "x".repeat(1 << 20), "small": "y"}),
+        json!((0..20_000).map(|n| (format!("key-{n}"), n.into())).collect::<serde_json::Map<_, _>>()),
+        json!([1, "x"]),
+    ] {
+        let sql = "SELECT outbox.publish('contact.created', '{}', 'contact', '1', metadata => $1::text::jsonb)";
+        let event: Uuid = site.session.query_one(sql, &[&metadata.to_string()]).await?.get(0);
+        let message = queue.next(LONG).await?;
+        assert_eq!(message.event_id()?, event);
+        assert_eq!(message.headers["attempt"], "1");
+        if metadata.get("large").is_some() {
+            assert_eq!(message.headers["small"], "y");
+        }
+    }
+    site.processed().await?;
+    assert_eq!(site.session.one::<i32>("SELECT max(retry_count) FROM outbox_events").await?, 0);
+    ensure!(!relay.log().contains("channel closed"), "{}", relay.log());
+    Ok(())
 }
 
 #[tokio::test]

@@ -38,6 +38,10 @@ pub struct Message {
     pub content_type: Option<String>,
     pub delivery_mode: Option<u8>,
     pub timestamp: Option<u64>,
+    pub correlation_id: Option<String>,
+    pub priority: Option<u8>,
+    pub expiration: Option<String>,
+    pub reply_to: Option<String>,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
@@ -149,6 +153,10 @@ impl From<Delivery> for Message {
             content_type: text(properties.content_type()),
             delivery_mode: *properties.delivery_mode(),
             timestamp: *properties.timestamp(),
+            correlation_id: text(properties.correlation_id()),
+            priority: *properties.priority(),
+            expiration: text(properties.expiration()),
+            reply_to: text(properties.reply_to()),
             headers: headers
                 .into_iter()
                 .flatten()
@@ -165,6 +173,7 @@ fn show(value: &AMQPValue) -> String {
         AMQPValue::ShortString(text) => text.as_str().to_owned(),
         AMQPValue::LongInt(number) => number.to_string(),
         AMQPValue::LongLongInt(number) => number.to_string(),
+        AMQPValue::Double(number) => number.to_string(),
         AMQPValue::Boolean(truth) => truth.to_string(),
         other => format!("{other:?}"),
     }

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Outcome, answer, time};
 use crate::cli::Verify;
 use crate::config::shown;
-use crate::destination::signature::Keys;
+use crate::destination::signature::Key;
 use crate::error::{Error, Result};
 
 pub fn verify(given: &Verify) -> Result<Outcome> {
@@ -66,16 +66,16 @@ fn judge(secret: &str, headers: &str, body: &[u8], now: f64, tolerance: Duration
     let Ok(sent) = timestamp.parse::<u64>() else {
         return fault("timestamp", "webhook-timestamp is not a whole number of seconds since 1970");
     };
-    let keys = keys_of(secret)?;
+    let key = key_of(secret)?;
     if !signatures.iter().any(|signature| signature.starts_with("v1,")) {
         return fault("header", "webhook-signature holds no signature that begins with v1,");
     }
-    let holds = |keys: &Keys, body: &[u8]| {
-        let expected = keys.sign(id, sent, std::iter::once(body));
+    let holds = |key: &Key, body: &[u8]| {
+        let expected = key.sign(id, sent, body);
         signatures.iter().any(|signature| is_same(signature.as_bytes(), expected.as_bytes()))
     };
-    if !holds(&keys, body) {
-        return why_not(secret, &keys, body, holds);
+    if !holds(&key, body) {
+        return why_not(secret, &key, body, holds);
     }
     in_time(sent, now, tolerance)
 }
@@ -86,11 +86,11 @@ fn parse_headers(text: &str) -> HashMap<String, String> {
     lines.map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned())).collect()
 }
 
-fn keys_of(secret: &str) -> std::result::Result<Keys, Fault> {
+fn key_of(secret: &str) -> std::result::Result<Key, Fault> {
     let secret = secret.trim();
-    match Keys::parse(&[secret.to_owned()]) {
+    match Key::parse(secret) {
         _ if secret.is_empty() => fault("secret", "the secret's file is empty"),
-        Ok(keys) => Ok(keys),
+        Ok(key) => Ok(key),
         Err(_) => fault("secret", "it is not whsec_ and base64"),
     }
 }
@@ -120,18 +120,18 @@ fn in_time(sent: u64, now: f64, tolerance: Duration) -> std::result::Result<(), 
 
 fn why_not(
     secret: &str,
-    keys: &Keys,
+    key: &Key,
     body: &[u8],
-    holds: impl Fn(&Keys, &[u8]) -> bool,
+    holds: impl Fn(&Key, &[u8]) -> bool,
 ) -> std::result::Result<(), Fault> {
     for (how, other) in other_bodies(body) {
-        if holds(keys, &other) {
+        if holds(key, &other) {
             return fault("body", format!("the signature is of another body: {how}"));
         }
     }
     let secret = secret.trim();
     for text in [secret, secret.strip_prefix("whsec_").unwrap_or(secret)] {
-        if holds(&Keys::of_text(text), body) {
+        if holds(&Key::of_text(text), body) {
             return fault(
                 "secret",
                 "whoever signed took the secret's text for the key; the key is its base64, decoded",
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_key_that_was_taken_as_text_is_recognised() {
-        let signature = Keys::of_text(SECRET.trim()).sign("a", 1_614_265_330, std::iter::once(BODY));
+        let signature = Key::of_text(SECRET.trim()).sign("a", 1_614_265_330, std::iter::once(BODY));
         let headers = format!("webhook-id: a\nwebhook-timestamp: 1614265330\nwebhook-signature: {signature}");
         assert_eq!(what(SECRET, &headers, BODY, NOW), Some("secret"));
     }

@@ -24,8 +24,16 @@ impl Object {
         if self.text.is_empty() || self.text == "{}" {
             return None;
         }
-        let members = self.members.get_or_init(|| serde_json::from_str(&self.text).unwrap_or_default());
-        members.get(key).map(|value| value.get()).filter(|text| *text != "null")
+        self.all().get(key).map(|value| value.get()).filter(|text| *text != "null")
+    }
+
+    /// All members, sorted by name; those that are null too.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &RawValue)> {
+        self.all().iter().map(|(name, value)| (name.as_str(), &**value))
+    }
+
+    fn all(&self) -> &BTreeMap<String, Box<RawValue>> {
+        self.members.get_or_init(|| serde_json::from_str(&self.text).unwrap_or_default())
     }
 
     /// A member that is a string, unescaped.

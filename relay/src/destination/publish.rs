@@ -2,18 +2,11 @@
 
 use lapin::Confirmation;
 use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
 
+use super::Outcome;
 use super::channel::Open;
-use super::message::{properties, read_return};
+use super::message::{Message, read_return};
 use super::topology::Undeclared;
-use super::{Event, Outcome};
-
-/// Where a message goes.
-pub struct Names {
-    pub exchange: ShortString,
-    pub key: ShortString,
-}
 
 /// How one try on one channel ended.
 pub enum Try {
@@ -43,15 +36,12 @@ impl From<Undeclared> for Fault {
     }
 }
 
-pub async fn publish(open: &Open, names: &Names, event: &Event, attempt: u32) -> Result<Try, Fault> {
-    let published = open.returns.published(event.event_id);
+pub async fn publish(open: &Open, message: &Message<'_>) -> Result<Try, Fault> {
+    let (names, published) = (&message.names, open.returns.published(message.event.event_id));
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let (exchange, key) = (names.exchange.clone(), names.key.clone());
-    let confirm = open
-        .channel
-        .basic_publish(exchange, key, options, &event.event_data, properties(event, attempt))
-        .await
-        .map_err(Fault::Closed)?;
+    let publishing = open.channel.basic_publish(exchange, key, options, &message.body, message.properties(open));
+    let confirm = publishing.await.map_err(Fault::Closed)?;
     let (acknowledged, carried) = match confirm.await.map_err(Fault::Closed)? {
         Confirmation::Ack(carried) => (true, carried),
         Confirmation::Nack(carried) => (false, carried),

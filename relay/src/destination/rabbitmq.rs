@@ -24,11 +24,12 @@ use lapin::types::ShortString;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use super::body::Style;
 use super::broker::{Broker, describe};
 use super::channel::{Declared, Open, PAUSE, Slot};
 use super::json::Object;
-use super::message::{too_large, too_many_headers};
-use super::publish::{Fault, Names, Try, failed, publish};
+use super::message::{Message, Names, too_large};
+use super::publish::{Fault, Try, failed, publish};
 use super::template::Template;
 use super::topology::{Declare, Topology};
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
@@ -47,6 +48,7 @@ pub struct RabbitMq {
     exchange: Template,
     routing_key: Template,
     topology: Topology,
+    style: Style,
     concurrency: usize,
     timeout: Duration,
     main: Slot,
@@ -72,6 +74,7 @@ impl RabbitMq {
             exchange: Template::parse(spec.exchange.as_deref().unwrap_or("outbox_events")).map_err(of)?,
             routing_key: Template::parse(spec.routing_key.as_deref().unwrap_or("{event_type}")).map_err(of)?,
             topology: Topology::parse(spec, &settings, broker.clone()).map_err(of)?,
+            style: Style::of_message(&settings).map_err(of)?,
             concurrency: concurrency(&settings, CONCURRENCY),
             timeout: duration(&settings, "timeout").map_err(of)?.unwrap_or(CONFIRM_TIMEOUT),
             broker,
@@ -166,8 +169,8 @@ impl RabbitMq {
     }
 
     pub async fn deliver(&self, event: &Event, attempt: u32) -> Outcome {
-        let names = match self.names(event) {
-            Ok(names) => names,
+        let message = match self.message(event, attempt) {
+            Ok(message) => message,
             Err(outcome) => return outcome,
         };
         let mut closed = String::new();
@@ -176,25 +179,25 @@ impl RabbitMq {
                 Ok(open) => open,
                 Err(why) => return why.into(),
             };
-            if let Some(outcome) = too_many_headers(&open, event) {
+            if let Some(outcome) = message.too_many_headers(&open) {
                 return outcome;
             }
-            if !self.is_known(&open, &names, event)
-                && let Some(outcome) = Box::pin(self.try_out(&open, &names, event, attempt)).await
+            if !self.is_known(&open, &message)
+                && let Some(outcome) = Box::pin(self.try_out(&open, &message)).await
             {
                 return outcome;
             }
-            match self.bounded(&open, publish(&open, &names, event, attempt)).await {
+            match self.bounded(&open, publish(&open, &message)).await {
                 Ok(Try::Over(outcome)) => return outcome,
                 Ok(Try::Unroutable(error)) => {
-                    self.doubt(&open, &names);
+                    self.doubt(&open, &message.names);
                     return failed(error);
                 }
                 Ok(Try::Again) => closed = "the channel was given up".into(),
                 Err(Fault::Closed(error)) if open.link.connection.status().connected() => {
                     self.main.forget(&open).await;
                     closed = format!("channel closed by RabbitMQ: {}", describe(&error));
-                    if let Some(outcome) = self.blame(&error, &names, event) {
+                    if let Some(outcome) = self.blame(&error, &message) {
                         return outcome;
                     }
                 }
@@ -204,23 +207,30 @@ impl RabbitMq {
         self.closed(closed)
     }
 
+    /// The message for this event, or its end.
+    fn message<'a>(&'a self, event: &'a Event, attempt: u32) -> Result<Message<'a>, Outcome> {
+        let names = self.names(event)?;
+        Message::new(event, names, &self.style, attempt)
+            .map_err(|error| Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") })
+    }
+
     /// Whether the broker has everything for this message and has taken such a one before.
-    fn is_known(&self, open: &Open, names: &Names, event: &Event) -> bool {
-        let by_key = self.by_key.load(Ordering::Relaxed);
-        open.known.is_taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key)
+    fn is_known(&self, open: &Open, message: &Message<'_>) -> bool {
+        let (names, by_key) = (&message.names, self.by_key.load(Ordering::Relaxed));
+        open.known.is_taken(names.exchange.as_str(), names.key.as_str(), message.body.len(), by_key)
             && self.topology.is_ready(&open.known, names.exchange.as_str(), &names.key)
     }
 
     /// Tries it out alone. None: meanwhile another has shown that all is well.
-    async fn try_out(&self, open: &Open, names: &Names, event: &Event, attempt: u32) -> Option<Outcome> {
+    async fn try_out(&self, open: &Open, message: &Message<'_>) -> Option<Outcome> {
         let mut trial = self.trial.lock().await;
-        if self.is_known(open, names, event) {
+        if self.is_known(open, message) {
             return None;
         }
         if let Some((_, error)) = trial.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
             return Some(Outcome::Unavailable { error: error.clone() });
         }
-        let outcome = self.publish_apart(&trial.slot, open, names, event, attempt).await;
+        let outcome = self.publish_apart(&trial.slot, open, message).await;
         trial.failed = match &outcome {
             Outcome::Unavailable { error } => Some((Instant::now(), error.clone())),
             _ => None,
@@ -229,7 +239,8 @@ impl RabbitMq {
     }
 
     /// Publishes on the channel that closes for nobody else's sake.
-    async fn publish_apart(&self, trial: &Slot, open: &Open, names: &Names, event: &Event, attempt: u32) -> Outcome {
+    async fn publish_apart(&self, trial: &Slot, open: &Open, message: &Message<'_>) -> Outcome {
+        let names = &message.names;
         let apart = match trial.open(&self.broker, self.timeout).await {
             Ok(apart) => apart,
             Err(why) => return why.into(),
@@ -237,18 +248,18 @@ impl RabbitMq {
         let trying = async {
             let needed = self.topology.needs(names.exchange.as_str(), Some(&names.key));
             self.topology.declare(&apart.channel, &open.known, needed).await?;
-            publish(&apart, names, event, attempt).await
+            publish(&apart, message).await
         };
         match self.bounded(&apart, trying).await {
             Ok(Try::Over(outcome)) => {
-                self.taken(open, names, event);
+                self.taken(open, message);
                 if matches!(outcome, Outcome::Failed { .. }) {
                     self.doubt(open, names);
                 }
                 outcome
             }
             Ok(Try::Unroutable(error)) => {
-                self.taken(open, names, event);
+                self.taken(open, message);
                 self.doubt(open, names);
                 failed(error)
             }
@@ -256,16 +267,16 @@ impl RabbitMq {
             Err(Fault::Closed(error)) if apart.link.connection.status().connected() => {
                 trial.forget(&apart).await;
                 let text = format!("channel closed by RabbitMQ: {}", describe(&error));
-                self.blame(&error, names, event).unwrap_or_else(|| self.closed(text))
+                self.blame(&error, message).unwrap_or_else(|| self.closed(text))
             }
             Err(fault) => self.lost(&apart, trial, fault).await,
         }
     }
 
     /// The broker has taken this message, so that it takes such ones on the channel that all share.
-    fn taken(&self, open: &Open, names: &Names, event: &Event) {
-        let by_key = self.by_key.load(Ordering::Relaxed);
-        open.known.taken(names.exchange.as_str(), names.key.as_str(), event.event_data.len(), by_key);
+    fn taken(&self, open: &Open, message: &Message<'_>) {
+        let (names, by_key) = (&message.names, self.by_key.load(Ordering::Relaxed));
+        open.known.taken(names.exchange.as_str(), names.key.as_str(), message.body.len(), by_key);
     }
 
     /// A queue or binding that was declared may have been deleted since.
@@ -332,10 +343,11 @@ impl RabbitMq {
     }
 
     /// What becomes of the event if it was the one for which the broker closed the channel; none if it was another.
-    fn blame(&self, error: &lapin::Error, names: &Names, event: &Event) -> Option<Outcome> {
+    fn blame(&self, error: &lapin::Error, message: &Message<'_>) -> Option<Outcome> {
+        let names = &message.names;
         let ErrorKind::ProtocolError(_) = error.kind() else { return None };
         let text = describe(error);
-        if too_large(&text, event.event_data.len()) {
+        if too_large(&text, message.body.len()) {
             return Some(Outcome::Rejected { error: format!("too large for RabbitMQ: {text}") });
         }
         let exchange = names.exchange.as_str();

@@ -12,17 +12,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, RequestBuilder, Response, Url};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::address::{Guard, Networks, Refused};
+use super::address::{Networks, Refused};
 use super::answer;
-use super::body::{Format, Parts};
-use super::connecting::{Progress, Watch};
+use super::body::{Parts, Style};
+use super::clients::{ClientKey, Clients};
+use super::cloud_event;
+use super::connecting::Progress;
 use super::json::{Object, unescape};
-use super::signature::Keys;
+use super::keep::{Host, MOST_OF_HOST, Permit};
+use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,16 +36,23 @@ const CONCURRENCY: usize = 10;
 const MAX_HEADERS: usize = 100;
 
 pub struct Webhook {
-    client: Client,
+    clients: Arc<Clients>,
+    client: Arc<Client>,
+    settings: Settings,
+    /// Bodies of answers that are read to their end, so that their connections can be used again.
+    rests: Arc<Semaphore>,
+}
+
+/// What a destination's row says.
+pub struct Settings {
     url: Url,
-    networks: Arc<Networks>,
-    keys: Keys,
-    format: Format,
+    host: Host,
+    client: ClientKey,
+    signer: Signer,
+    style: Style,
     headers: HeaderMap,
     concurrency: usize,
     timeout: Duration,
-    /// Bodies of answers that are read to their end, so that their connections can be used again.
-    rests: Arc<Semaphore>,
 }
 
 /// Why there is no answer.
@@ -52,51 +62,54 @@ enum Silence {
     Over(Outcome),
 }
 
-impl Webhook {
-    /// Connects to nothing yet.
-    pub fn build(spec: &Spec, networks: Arc<Networks>) -> Result<Self, ConfigError> {
+impl Settings {
+    /// The error shows neither the URL nor a secret.
+    pub fn parse(spec: &Spec) -> Result<Self, ConfigError> {
         let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
         let settings = Object::new(spec.settings.as_str());
         let url = parse_url(spec.url.as_deref().unwrap_or_default()).map_err(of)?;
-        let concurrency = concurrency(&settings, CONCURRENCY);
-        let client = Client::builder()
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(duration(&settings, "connect_timeout").map_err(of)?.unwrap_or(CONNECT_TIMEOUT))
-            .connector_layer(Watch)
-            .pool_max_idle_per_host(concurrency)
-            .tcp_nodelay(true)
-            .user_agent(concat!("pg_outbox/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard::new(networks.clone())))
-            .build()
-            .map_err(|error| {
-                of(ConfigError(format!("this relay has no HTTP client: {}", causes(&error.without_url()))))
-            })?;
-        Ok(Webhook {
-            client,
+        Ok(Settings {
+            host: url.origin().ascii_serialization().into(),
             url,
-            networks,
-            keys: Keys::parse(&spec.secrets).map_err(of)?,
-            format: Format::parse(settings.string("format").as_deref()).map_err(of)?,
+            client: ClientKey {
+                connect_timeout: duration(&settings, "connect_timeout").map_err(of)?.unwrap_or(CONNECT_TIMEOUT),
+            },
+            signer: Signer::parse(&settings, &spec.secrets).map_err(of)?,
+            style: Style::of_webhook(&settings).map_err(of)?,
             headers: own_headers(&settings).map_err(of)?,
-            concurrency,
+            concurrency: concurrency(&settings, CONCURRENCY),
             timeout: duration(&settings, "timeout").map_err(of)?.unwrap_or(TIMEOUT),
-            rests: Arc::new(Semaphore::new(concurrency)),
         })
+    }
+}
+
+impl Webhook {
+    /// Connects to nothing yet.
+    pub fn build(spec: &Spec, clients: Arc<Clients>) -> Result<Self, ConfigError> {
+        let settings = Settings::parse(spec)?;
+        let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
+        let client = clients.get(&settings.client).map_err(of)?;
+        let rests = Arc::new(Semaphore::new(settings.concurrency));
+        Ok(Webhook { clients, client, settings, rests })
     }
 
     pub fn concurrency(&self) -> usize {
-        self.concurrency
+        self.settings.concurrency
+    }
+
+    fn networks(&self) -> &Networks {
+        self.clients.networks()
     }
 
     /// Resolves the host and judges its addresses; sends nothing.
     pub async fn check(&self) -> Result<(), String> {
         self.judge_literal().map_err(|refused| refused.to_string())?;
-        let (host, port) = (self.url.host_str().unwrap_or_default(), self.url.port_or_known_default().unwrap_or(443));
+        let url = &self.settings.url;
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(443));
         let host = host.trim_matches(['[', ']']);
         let found =
             tokio::net::lookup_host((host, port)).await.map_err(|error| format!("can't resolve {host}: {error}"))?;
-        match found.map(|at| at.ip()).partition::<Vec<_>, _>(|ip| self.networks.allow(*ip)) {
+        match found.map(|at| at.ip()).partition::<Vec<_>, _>(|ip| self.networks().allow(*ip)) {
             (allowed, refused) if allowed.is_empty() => {
                 Err(refused.first().map_or("no address".into(), |ip| Refused(*ip).to_string()))
             }
@@ -109,14 +122,15 @@ impl Webhook {
         if let Err(refused) = self.judge_literal() {
             return Outcome::Unable { error: refused.to_string() };
         }
-        let body = match self.format.body(event) {
+        let body = match self.settings.style.body(event) {
             Ok(body) => body,
             Err(error) => return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") },
         };
         let sending = Progress::default();
-        match timeout(self.timeout, self.attempt(event, &body, &sending)).await {
+        let permit = self.clients.keep().permit(&self.settings.host);
+        match timeout(self.settings.timeout, self.attempt(event, &body, &sending, permit.as_ref())).await {
             // Its status says what became of the event, however long the rest takes.
-            Ok(Ok(answer)) => answer::judge(answer, &self.rests).await,
+            Ok(Ok(answer)) => answer::judge(answer, &self.rests, permit).await,
             Ok(Err(outcome)) => outcome,
             Err(_) if sending.is_connecting() => {
                 unavailable(format!("can't connect: {}", self.too_late("no connection")))
@@ -126,10 +140,16 @@ impl Webhook {
     }
 
     /// One request, and another each time that a kept connection turns out to have ended; the last is on a new one.
-    async fn attempt(&self, event: &Event, body: &Parts, progress: &Progress) -> Result<Response, Outcome> {
+    async fn attempt(
+        &self,
+        event: &Event,
+        body: &Parts,
+        progress: &Progress,
+        permit: Option<&Permit>,
+    ) -> Result<Response, Outcome> {
         let mut ended = String::new();
-        for _ in 0..=self.concurrency {
-            match self.send(event, body, progress).await {
+        for _ in 0..=MOST_OF_HOST {
+            match self.send(event, body, progress, permit).await {
                 Ok(answer) => return Ok(answer),
                 Err(Silence::Over(outcome)) => return Err(outcome),
                 Err(Silence::Ended(error)) => ended = causes(&error),
@@ -138,45 +158,63 @@ impl Webhook {
         Err(unavailable(format!("no answer: {ended}")))
     }
 
-    async fn send(&self, event: &Event, body: &Parts, progress: &Progress) -> Result<Response, Silence> {
+    async fn send(
+        &self,
+        event: &Event,
+        body: &Parts,
+        progress: &Progress,
+        permit: Option<&Permit>,
+    ) -> Result<Response, Silence> {
         progress.begin();
-        let request =
-            self.client.post(self.url.clone()).headers(self.headers(event, body)).body(body.clone().into_body());
+        let mut request = self.request(event, body);
+        if permit.is_none() {
+            request = request.header(CONNECTION, HeaderValue::from_static("close"));
+        }
         progress.of(request.send()).await.map_err(|error| silence(error.without_url(), progress))
     }
 
+    fn request(&self, event: &Event, body: &Parts) -> RequestBuilder {
+        let url = self.settings.url.clone();
+        self.client.post(url).headers(self.headers(event, body)).body(body.clone().into_body())
+    }
+
     fn too_late(&self, what: &str) -> String {
-        format!("{what} within {} s", self.timeout.as_secs_f32())
+        format!("{what} within {} s", self.settings.timeout.as_secs_f32())
     }
 
     /// A host that is an address is not resolved, so it is judged here.
     fn judge_literal(&self) -> Result<(), Refused> {
-        let address = match self.url.host() {
+        let address = match self.settings.url.host() {
             Some(url::Host::Ipv4(v4)) => v4.into(),
             Some(url::Host::Ipv6(v6)) => v6.into(),
             _ => return Ok(()),
         };
-        if self.networks.allow(address) { Ok(()) } else { Err(Refused(address)) }
+        if self.networks().allow(address) { Ok(()) } else { Err(Refused(address)) }
     }
 
     fn headers(&self, event: &Event, body: &Parts) -> HeaderMap {
         let id = event.event_id.to_string();
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut headers = self.headers.clone();
-        let mut put = |name: &'static str, value: &str| {
-            if let Ok(value) = HeaderValue::from_str(value) {
+        let mut headers = self.settings.headers.clone();
+        let mut put = |name: &str, value: &str| {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 headers.insert(name, value);
             }
         };
+        for (name, value) in self.settings.style.attributes(event).iter().flat_map(|attributes| attributes.iter()) {
+            put(&format!("ce-{name}"), &cloud_event::header_value(value));
+        }
         for name in ["traceparent", "tracestate"] {
             if let Some(value) = event.metadata.string(name) {
                 put(name, &value);
             }
         }
-        put("webhook-signature", &self.keys.sign(&id, timestamp, body.slices()));
+        if let Some((name, value)) = self.settings.signer.sign(&id, timestamp, body) {
+            put(name.as_str(), &value);
+        }
         put("webhook-timestamp", &timestamp.to_string());
         put("webhook-id", &id);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.format.content_type()));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.settings.style.content_type()));
         headers
     }
 }
@@ -260,7 +298,7 @@ fn cause<T: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&T> {
 }
 
 /// The innermost cause says most.
-fn causes(error: &reqwest::Error) -> String {
+pub fn causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     find(error, |cause| {
         text = cause.to_string();
