@@ -86,6 +86,23 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub webhook_allow_networks: Option<Vec<String>>,
+    /// Proxy for webhooks, http:// or https://; a destination can have its own
+    #[arg(long, env = "OUTBOX_WEBHOOK_PROXY", hide_env_values = true, value_name = "URL")]
+    pub webhook_proxy: Option<String>,
+    /// Certificate authorities for webhooks, in addition to the system's
+    #[arg(long, env = "OUTBOX_WEBHOOK_CA_CERT", hide_env_values = true, value_name = "FILE")]
+    pub webhook_ca_cert: Option<PathBuf>,
+    /// Send no webhook to an http URL [default: false]
+    #[arg(
+        long,
+        env = "OUTBOX_WEBHOOK_HTTPS_ONLY",
+        hide_env_values = true,
+        value_name = "BOOLEAN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub webhook_https_only: Option<String>,
     /// Form of the log lines [default: text]
     #[arg(long, env = "OUTBOX_LOG_FORMAT", hide_env_values = true, value_enum)]
     pub log_format: Option<LogFormat>,

@@ -17,6 +17,10 @@ pub struct Config {
     pub database: ConnInfo,
     pub amqp: Option<Amqp>,
     pub webhook_allow_networks: Vec<String>,
+    /// May hold a password.
+    pub webhook_proxy: Option<String>,
+    pub webhook_ca_cert: Option<PathBuf>,
+    pub webhook_https_only: bool,
     pub http_listen: SocketAddr,
     pub consumer: String,
     pub tuning: Tuning,
@@ -61,6 +65,9 @@ struct File {
     lease: Option<u64>,
     grace_period: Option<u64>,
     webhook_allow_networks: Option<Vec<String>>,
+    webhook_proxy: Option<String>,
+    webhook_ca_cert: Option<PathBuf>,
+    webhook_https_only: Option<bool>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
 }
@@ -109,6 +116,16 @@ impl Config {
             database,
             amqp,
             webhook_allow_networks: networks,
+            webhook_proxy: text(&o.webhook_proxy).or(text(&file.webhook_proxy)),
+            webhook_ca_cert: o
+                .webhook_ca_cert
+                .clone()
+                .filter(|path| !path.as_os_str().is_empty())
+                .or(file.webhook_ca_cert),
+            webhook_https_only: match text(&o.webhook_https_only) {
+                Some(given) => truth("webhook_https_only", &given)?,
+                None => file.webhook_https_only.unwrap_or(false),
+            },
             http_listen: listen(text(&o.http_listen).or(text(&file.http_listen)))?,
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
@@ -248,6 +265,14 @@ fn check_networks(networks: &[String]) -> Result<()> {
     }
 }
 
+fn truth(name: &str, given: &str) -> Result<bool> {
+    match given.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err(wrong(format!("{name} must be true or false"))),
+    }
+}
+
 /// The name given, or `host:pid`; PostgreSQL keeps 63 bytes of it.
 fn consumer(given: Option<String>) -> Result<String> {
     match given {
@@ -296,6 +321,21 @@ mod tests {
         assert_eq!(config.tuning.claim_batch, 9);
         assert_eq!(config.tuning.lease, Duration::from_secs(30));
         assert_eq!(config.http_listen.to_string(), "0.0.0.0:1");
+    }
+
+    #[test]
+    fn a_flag_is_true_or_false() {
+        let read = |given: Option<&str>, file: &str| {
+            let options = Options { webhook_https_only: given.map(Into::into), ..options() };
+            Config::combine(&options, parse_file(file).unwrap(), &none).map(|config| config.webhook_https_only).ok()
+        };
+        assert_eq!((read(None, ""), read(Some(" "), "webhook_https_only = true")), (Some(false), Some(true)));
+        assert_eq!((read(Some("No"), "webhook_https_only = true"), read(Some("1"), "")), (Some(false), Some(true)));
+        assert_eq!(read(Some("perhaps"), ""), None);
+        for (arguments, expected) in [(&["--webhook-https-only"][..], "true"), (&["--webhook-https-only=off"], "off")] {
+            let cli = Cli::try_parse_from([&["outbox-relay", "run"], arguments].concat()).ok().unwrap();
+            assert_eq!(cli.command.options().webhook_https_only.as_deref(), Some(expected));
+        }
     }
 
     #[test]

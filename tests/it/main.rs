@@ -34,6 +34,7 @@ mod restore;
 mod retention;
 mod retries;
 mod returns;
+mod routes;
 mod schedule;
 mod sessions;
 mod signatures;

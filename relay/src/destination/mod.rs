@@ -18,6 +18,7 @@ mod patterns;
 mod publish;
 mod rabbitmq;
 mod returns;
+mod route;
 mod signature;
 mod template;
 mod topology;
@@ -35,6 +36,7 @@ use self::broker::Broker;
 pub use self::broker::Standing;
 pub use self::json::Object;
 use self::rabbitmq::RabbitMq;
+use self::route::Routes;
 use self::webhook::Webhook;
 use crate::config::Config;
 
@@ -125,6 +127,7 @@ impl std::error::Error for ConfigError {}
 pub struct Environment {
     broker: Option<Arc<Broker>>,
     networks: Arc<Networks>,
+    routes: Arc<Routes>,
 }
 
 impl Environment {
@@ -134,7 +137,9 @@ impl Environment {
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let broker = config.amqp.as_ref().map(Broker::new).transpose()?.map(Arc::new);
         let networks = Arc::new(Networks::new(&config.webhook_allow_networks)?);
-        Ok(Environment { broker, networks })
+        let (proxy, authorities) = (config.webhook_proxy.as_deref(), config.webhook_ca_cert.as_deref());
+        let routes = Arc::new(Routes::new(proxy, authorities, config.webhook_https_only)?);
+        Ok(Environment { broker, networks, routes })
     }
 
     /// Whether this relay serves destinations of that kind.
@@ -183,7 +188,9 @@ impl Destination {
         match (spec.kind.as_str(), &environment.broker) {
             ("rabbitmq", Some(broker)) => RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq),
             ("rabbitmq", None) => Err(ConfigError("AMQP_URL is not set".into())),
-            ("webhook", _) => Webhook::build(spec, environment.networks.clone()).map(Destination::Webhook),
+            ("webhook", _) => {
+                Webhook::build(spec, environment.networks.clone(), environment.routes.clone()).map(Destination::Webhook)
+            }
             (kind, _) => Err(ConfigError(format!("this relay does not know destinations of kind {kind}"))),
         }
     }

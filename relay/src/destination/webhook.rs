@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | none in time; the connection breaks after it was made | the event's, perhaps | failed |
 //! | a kept connection ends just then | nobody's | sent again at once, on another connection |
-//! | no connection: refused, TLS, `connect_timeout` | the receiver's | unavailable |
+//! | no connection: refused, TLS, `connect_timeout`, a proxy that makes none | the receiver's | unavailable |
+//! | the relay's own proxy can't be reached; any proxy wants another login | this relay's | unable |
 //! | no files, no network, no name resolution, an authority or an address that this relay does not accept | this relay's | unable |
 
 use std::borrow::Cow;
@@ -13,16 +14,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::address::{Guard, Networks, Refused};
+use super::address::{Networks, Refused};
 use super::answer;
 use super::body::{Parts, Style};
 use super::cloud_event;
 use super::connecting::{Progress, Watch};
 use super::json::{Object, unescape};
+use super::route::{Route, Routes, judge_name};
 use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
@@ -37,6 +39,8 @@ pub struct Webhook {
     client: Client,
     url: Url,
     networks: Arc<Networks>,
+    routes: Arc<Routes>,
+    route: Route,
     signer: Signer,
     style: Style,
     headers: HeaderMap,
@@ -55,20 +59,20 @@ enum Silence {
 
 impl Webhook {
     /// Connects to nothing yet.
-    pub fn build(spec: &Spec, networks: Arc<Networks>) -> Result<Self, ConfigError> {
+    pub fn build(spec: &Spec, networks: Arc<Networks>, routes: Arc<Routes>) -> Result<Self, ConfigError> {
         let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
         let settings = Object::new(spec.settings.as_str());
         let url = parse_url(spec.url.as_deref().unwrap_or_default()).map_err(of)?;
         let concurrency = concurrency(&settings, CONCURRENCY);
-        let client = Client::builder()
+        let route = Route::parse(&settings).map_err(of)?;
+        let builder = routes.apply(&route, &networks, Client::builder()).map_err(of)?;
+        let client = builder
             .redirect(redirect::Policy::none())
-            .no_proxy()
             .connect_timeout(duration(&settings, "connect_timeout").map_err(of)?.unwrap_or(CONNECT_TIMEOUT))
             .connector_layer(Watch)
             .pool_max_idle_per_host(concurrency)
             .tcp_nodelay(true)
             .user_agent(concat!("pg_outbox/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard::new(networks.clone())))
             .build()
             .map_err(|error| {
                 of(ConfigError(format!("this relay has no HTTP client: {}", causes(&error.without_url()))))
@@ -77,6 +81,8 @@ impl Webhook {
             client,
             url,
             networks,
+            routes,
+            route,
             signer: Signer::parse(&settings, &spec.secrets).map_err(of)?,
             style: Style::of_webhook(&settings).map_err(of)?,
             headers: own_headers(&settings).map_err(of)?,
@@ -92,31 +98,34 @@ impl Webhook {
 
     /// Resolves the host and judges its addresses; sends nothing.
     pub async fn check(&self) -> Result<(), String> {
-        self.judge_literal().map_err(|refused| refused.to_string())?;
-        let (host, port) = (self.url.host_str().unwrap_or_default(), self.url.port_or_known_default().unwrap_or(443));
-        let host = host.trim_matches(['[', ']']);
-        let found =
-            tokio::net::lookup_host((host, port)).await.map_err(|error| format!("can't resolve {host}: {error}"))?;
-        match found.map(|at| at.ip()).partition::<Vec<_>, _>(|ip| self.networks.allow(*ip)) {
-            (allowed, refused) if allowed.is_empty() => {
-                Err(refused.first().map_or("no address".into(), |ip| Refused(*ip).to_string()))
-            }
-            _ => Ok(()),
+        self.may_send().await?;
+        judge_name(&self.url, &self.networks).await
+    }
+
+    /// Networks and rules differ between relays, and change: another relay may be allowed to do what this one may not.
+    async fn may_send(&self) -> Result<(), String> {
+        match self.routes.refuse(&self.url) {
+            Some(why) => Err(why),
+            None => self.routes.judge(&self.route, &self.url, &self.networks).await,
         }
     }
 
     pub async fn deliver(&self, event: &Event) -> Outcome {
-        // Networks differ between relays, and change: another one may be allowed to go there.
-        if let Err(refused) = self.judge_literal() {
-            return Outcome::Unable { error: refused.to_string() };
+        let deadline = Instant::now() + self.timeout;
+        let may_send = timeout_at(deadline, self.may_send()).await;
+        if let Err(error) = may_send.unwrap_or_else(|_| Err(self.too_late("no name resolution"))) {
+            return Outcome::Unable { error };
         }
         let body = match self.style.body(event) {
             Ok(body) => body,
             Err(error) => return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") },
         };
         let sending = Progress::default();
-        match timeout(self.timeout, self.attempt(event, &body, &sending)).await {
+        match timeout_at(deadline, self.attempt(event, &body, &sending)).await {
             // Its status says what became of the event, however long the rest takes.
+            Ok(Ok(answer)) if self.is_of_proxy(&answer) => {
+                Outcome::Unable { error: format!("the proxy wants another login: {}", answer.status()) }
+            }
             Ok(Ok(answer)) => answer::judge(answer, &self.rests).await,
             Ok(Err(outcome)) => outcome,
             Err(_) if sending.is_connecting() => {
@@ -143,21 +152,39 @@ impl Webhook {
         progress.begin();
         let request =
             self.client.post(self.url.clone()).headers(self.headers(event, body)).body(body.clone().into_body());
-        progress.of(request.send()).await.map_err(|error| silence(error.without_url(), progress))
+        progress.of(request.send()).await.map_err(|error| self.silence(error.without_url(), progress))
     }
 
     fn too_late(&self, what: &str) -> String {
         format!("{what} within {} s", self.timeout.as_secs_f32())
     }
 
-    /// A host that is an address is not resolved, so it is judged here.
-    fn judge_literal(&self) -> Result<(), Refused> {
-        let address = match self.url.host() {
-            Some(url::Host::Ipv4(v4)) => v4.into(),
-            Some(url::Host::Ipv6(v6)) => v6.into(),
-            _ => return Ok(()),
-        };
-        if self.networks.allow(address) { Ok(()) } else { Err(Refused(address)) }
+    /// 407 is what a proxy answers, and no receiver.
+    fn is_of_proxy(&self, answer: &Response) -> bool {
+        answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.routes.has_proxy(&self.route)
+    }
+
+    fn silence(&self, error: reqwest::Error, progress: &Progress) -> Silence {
+        let text = causes(&error);
+        if error.is_builder() {
+            Silence::Over(Outcome::Unable { error: format!("can't make a request: {text}") })
+        } else if let Some(refused) = cause::<Refused>(&error) {
+            Silence::Over(Outcome::Unable { error: refused.to_string() })
+        } else if error.is_connect() {
+            let through = if self.routes.has_proxy(&self.route) { " through the proxy" } else { "" };
+            let error_text = format!("can't connect{through}: {text}");
+            let of_proxy = text.contains(WANTS_LOGIN) || self.routes.is_own_proxy(&self.route) && is_of_network(&error);
+            Silence::Over(match of_proxy || is_of_this_host(&error) {
+                true => Outcome::Unable { error: error_text },
+                false => unavailable(error_text),
+            })
+        } else if is_alert(&error) {
+            Silence::Over(unavailable(format!("can't connect: {text}")))
+        } else if progress.reused_a_connection() && is_broken(&error) {
+            Silence::Ended(error)
+        } else {
+            Silence::Over(failed(format!("no answer: {text}")))
+        }
     }
 
     fn headers(&self, event: &Event, body: &Parts) -> HeaderMap {
@@ -195,23 +222,24 @@ fn unavailable(error: String) -> Outcome {
     Outcome::Unavailable { error }
 }
 
-fn silence(error: reqwest::Error, progress: &Progress) -> Silence {
-    let text = causes(&error);
-    if error.is_builder() {
-        Silence::Over(Outcome::Unable { error: format!("can't make a request: {text}") })
-    } else if let Some(refused) = cause::<Refused>(&error) {
-        Silence::Over(Outcome::Unable { error: refused.to_string() })
-    } else if error.is_connect() {
-        let error_text = format!("can't connect: {text}");
-        Silence::Over(match is_of_this_host(&error) {
-            true => Outcome::Unable { error: error_text },
-            false => unavailable(error_text),
-        })
-    } else if progress.reused_a_connection() && is_broken(&error) {
-        Silence::Ended(error)
-    } else {
-        Silence::Over(failed(format!("no answer: {text}")))
-    }
+/// What the HTTP client says when a proxy answers 407 to CONNECT.
+const WANTS_LOGIN: &str = "proxy authorization required";
+
+/// Whether no TCP connection was made. Through a proxy only one is: to the proxy.
+fn is_of_network(error: &reqwest::Error) -> bool {
+    find(error, |cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).is_some()
+}
+
+/// Whether the receiver's TLS refused, as it does for want of a certificate: TLS 1.3 says so after the handshake.
+fn is_alert(error: &reqwest::Error) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::AlertReceived(_)))
+}
+
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    find(error, |cause| {
+        let inner = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>();
+        cause.downcast_ref::<rustls::Error>().or_else(inner)
+    })
 }
 
 /// Whether the cause lies with this relay's host: what it lacks, and what it alone believes.
@@ -220,13 +248,8 @@ fn is_of_this_host(error: &reqwest::Error) -> bool {
     const LACKS: [i32; 10] = [1, 12, 13, 23, 24, 97, 99, 100, 101, 105];
     let lacks =
         find(error, |cause| cause.downcast_ref::<io::Error>()?.raw_os_error().filter(|code| LACKS.contains(code)));
-    let unknown_issuer = find(error, |cause| {
-        let error = cause
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())?;
-        matches!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)).then_some(())
-    });
-    error.is_dns() || lacks.is_some() || unknown_issuer.is_some()
+    let unknown_issuer = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+    error.is_dns() || lacks.is_some() || tls_error(error) == Some(&unknown_issuer)
 }
 
 /// The connection ended before an answer: by the receiver, without a word of HTTP.
