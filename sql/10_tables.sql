@@ -34,7 +34,7 @@ CREATE TABLE @extschema@.outbox_events (
     last_error     text,
     processed_at   timestamptz,
     claim_token    bigint,
-    listed       boolean NOT NULL DEFAULT false,
+    listed         boolean NOT NULL DEFAULT false,
     routed         boolean NOT NULL DEFAULT false,
     CONSTRAINT outbox_events_token_only_while_processing CHECK (claim_token IS NULL OR status = 'processing'),
     CONSTRAINT outbox_events_processing_is_claimed CHECK (status <> 'processing' OR claim_token IS NOT NULL OR listed),
@@ -67,32 +67,63 @@ CREATE TABLE outbox.destination (
         CONSTRAINT destination_name_valid CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$'),
     kind               text NOT NULL CONSTRAINT destination_kind_known CHECK (kind IN ('rabbitmq', 'webhook')),
     event_types        text[] NOT NULL,
-    like_patterns      text[] NOT NULL,
+    tenant_id          text,
+    filter             jsonpath,
     exchange           text,
     routing_key        text,
     url                text,
+    broker             text,
     settings           jsonb NOT NULL DEFAULT '{}',
+    blocks             boolean NOT NULL GENERATED ALWAYS AS (coalesce(settings ->> 'on_failure' = 'block', false)) STORED,
     paused             boolean NOT NULL DEFAULT false,
     disabled_reason    text,
     circuit_failures   int NOT NULL DEFAULT 0,
     circuit_open_until timestamptz,
+    opening_told       boolean NOT NULL DEFAULT false,
     last_error         text,
     last_success_at    timestamptz,
     last_success_by    int,
     failing_since      timestamptz,
     unable_at          timestamptz,
+    next_due           timestamptz,
+    ready_at           timestamptz GENERATED ALWAYS AS (
+        CASE WHEN next_due IS NOT NULL AND NOT paused AND disabled_reason IS NULL
+             THEN greatest(next_due, circuit_open_until) END) STORED,
     since_token        bigint NOT NULL,
     created_at         timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT destination_has_address CHECK (
-        CASE kind WHEN 'webhook' THEN url IS NOT NULL
-                  ELSE exchange IS NOT NULL AND routing_key IS NOT NULL END)
-);
+        CASE kind WHEN 'webhook' THEN url IS NOT NULL AND broker IS NULL
+                  ELSE exchange IS NOT NULL AND routing_key IS NOT NULL AND broker IS NOT NULL END)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE outbox.destination IS 'where events go, without anything secret; read it through the view outbox.destinations';
 
 COMMENT ON COLUMN outbox.destination.last_success_at IS 'a delivery succeeded then, or up to some seconds later';
 COMMENT ON COLUMN outbox.destination.last_success_by IS 'process ID of the session that said so';
 COMMENT ON COLUMN outbox.destination.failing_since IS 'the first failure since the last success';
 COMMENT ON COLUMN outbox.destination.unable_at IS 'a relay could not serve it then, and nobody has delivered since';
+COMMENT ON COLUMN outbox.destination.opening_told IS 'an event said that its circuit opened, and none yet that it closed';
+COMMENT ON COLUMN outbox.destination.tenant_id IS 'wants events of this tenant only; null: of any, and of none';
+COMMENT ON COLUMN outbox.destination.filter IS 'wants events whose event_data passes it; null: all';
+COMMENT ON COLUMN outbox.destination.broker IS 'the broker of a RabbitMQ destination, by the name that relays give it';
+COMMENT ON COLUMN outbox.destination.next_due IS 'none of its deliveries is due before; null: none is listed with a moment';
+COMMENT ON COLUMN outbox.destination.ready_at IS 'a claim may find something due from then on; null: not before something changes';
+
+-- What is due, and when, is found here: however many destinations there are, only those with something due are touched.
+CREATE INDEX destination_ready ON outbox.destination (ready_at) WHERE ready_at IS NOT NULL;
+CREATE INDEX destination_since ON outbox.destination (since_token);
+
+-- The patterns of destinations, in a form in which those that an event matches are found without looking at the others: see
+-- outbox._wanting().
+CREATE TABLE outbox.interest (
+    destination  text NOT NULL REFERENCES outbox.destination (name) ON DELETE CASCADE,
+    like_pattern text NOT NULL,
+    head         text NOT NULL,
+    tenant_id    text,
+    PRIMARY KEY (destination, like_pattern)
+);
+CREATE INDEX interest_match ON outbox.interest (tenant_id, head);
+COMMENT ON TABLE outbox.interest IS 'what destinations want: a row for each of their patterns, with their tenant';
+COMMENT ON COLUMN outbox.interest.head IS 'what every matching type begins with: outbox._head() of the pattern';
 
 -- Apart from outbox.destination, so that no query on destinations can show a secret by accident.
 CREATE TABLE outbox.secret (
@@ -103,6 +134,7 @@ CREATE TABLE outbox.secret (
     PRIMARY KEY (destination, secret)
 );
 CREATE UNIQUE INDEX secret_current ON outbox.secret (destination) WHERE expires_at IS NULL;
+CREATE INDEX secret_ends ON outbox.secret (expires_at) WHERE expires_at IS NOT NULL;
 COMMENT ON TABLE outbox.secret IS 'signing secrets of webhooks; expires_at null: the current one';
 
 -- Everything that the relay needs for a request. The URL stands beside the headers, so that nobody who may not read a token
@@ -148,6 +180,8 @@ CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
     WHERE status = 'pending' AND next_attempt_at IS NOT NULL;
 CREATE INDEX delivery_order ON outbox.delivery (ordering_key, destination, place) WHERE ordering_key IS NOT NULL;
 CREATE INDEX delivery_claim ON outbox.delivery (claim_token) WHERE claim_token IS NOT NULL;
+CREATE INDEX delivery_in_flight ON outbox.delivery (destination) WHERE claim_token IS NOT NULL;
+CREATE INDEX delivery_dead ON outbox.delivery (id) WHERE status = 'failed';
 
 CREATE TABLE outbox.claims (
     token       bigint PRIMARY KEY,
@@ -180,6 +214,16 @@ CREATE TABLE outbox.postponed (
     exception   jsonb
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE outbox.postponed IS 'outcomes still to be settled; exception null: delivered to all that the claim handed out';
+
+-- What consumers have seen: see outbox.first_time().
+CREATE TABLE outbox.inbox (
+    consumer text NOT NULL,
+    event_id uuid NOT NULL,
+    seen_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (consumer, event_id)
+);
+CREATE INDEX inbox_seen ON outbox.inbox (seen_at);
+COMMENT ON TABLE outbox.inbox IS 'which events a consumer has seen; forgotten after outbox.inbox_retention';
 
 CREATE TABLE outbox.contradiction (
     kind  text PRIMARY KEY,
@@ -217,6 +261,8 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.outbox_events', '');
 SELECT pg_catalog.pg_extension_config_dump(pg_catalog.pg_get_serial_sequence('@extschema@.outbox_events', 'id')::regclass, '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.claim_token_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.destination', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.interest', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.hidden', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.inbox', '');

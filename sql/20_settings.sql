@@ -1,10 +1,79 @@
 -- What an operator writes: patterns, durations, templates, headers, addresses and secrets. Each is read or checked here.
 
-CREATE FUNCTION outbox._like_patterns(patterns text[]) RETURNS text[]
+CREATE FUNCTION outbox._like_pattern(pattern text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN (SELECT array_agg(replace(replace(replace(replace(p, '\', '\\'), '%', '\%'), '_', '\_'), '*', '%'))
-          FROM unnest(patterns) AS p);
-COMMENT ON FUNCTION outbox._like_patterns(text[]) IS 'patterns whose * stands for any run of characters, as LIKE patterns';
+RETURN replace(replace(replace(regexp_replace(replace(pattern, '\', '\\'), '\*+', '*', 'g'), '%', '\%'), '_', '\_'), '*', '%');
+COMMENT ON FUNCTION outbox._like_pattern(text) IS 'a pattern whose * stands for any run of characters, as a LIKE pattern';
+
+-- What every type that matches a pattern begins with, up to the end of a word: an event's type has few such beginnings, and an
+-- index finds the patterns of each.
+CREATE FUNCTION outbox._without_word(value text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN rtrim(value, 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789');
+COMMENT ON FUNCTION outbox._without_word(text) IS 'the text without the word at its end';
+
+CREATE FUNCTION outbox._head(pattern text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN CASE WHEN strpos(pattern, '*') = 0 THEN left(pattern, 200)
+            ELSE outbox._without_word(left(split_part(pattern, '*', 1), 200)) END;
+COMMENT ON FUNCTION outbox._head(text) IS 'what every type that matches the pattern begins with, up to the end of a word';
+
+CREATE FUNCTION outbox._heads(event_type text) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+AS $$
+DECLARE
+    v_heads text[] := ARRAY['', left(event_type, 200)];
+    v_rest text := left(event_type, 200);
+BEGIN
+    LOOP
+        v_rest := outbox._without_word(v_rest);
+        EXIT WHEN v_rest = '';
+        v_heads := v_heads || v_rest;
+        v_rest := left(v_rest, -1);
+    END LOOP;
+    RETURN v_heads;
+END
+$$;
+COMMENT ON FUNCTION outbox._heads(text) IS 'what patterns that match the type may have for a head';
+
+-- A filter is evaluated on event_data, with the event's other fields as variables.
+CREATE FUNCTION outbox._check_filter(filter jsonpath) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_known CONSTANT text[] := ARRAY['metadata', 'event_type', 'aggregate_type', 'aggregate_id', 'tenant_id'];
+    v_variable text;
+BEGIN
+    IF octet_length(filter::text) > 8000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'a filter must have at most 8000 bytes',
+            HINT = 'Filter by event_types, or in the receiver.';
+    END IF;
+    -- As PostgreSQL prints a path, each variable is $ and a quoted name; other quoted texts have no $ before them.
+    FOR v_variable IN
+        SELECT substr(m.found[1], 3, length(m.found[1]) - 3)
+          FROM regexp_matches(filter::text, '(\$?"(?:[^"\\]|\\.)*")', 'g') AS m (found) WHERE m.found[1] LIKE '$%'
+    LOOP
+        IF v_variable <> ALL (v_known) THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('unknown variable $%s in a filter', v_variable),
+                HINT = 'Variables are $metadata, $event_type, $aggregate_type, $aggregate_id and $tenant_id.';
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_filter(jsonpath) IS 'an error for a filter with an unknown variable';
+
+CREATE FUNCTION outbox._check_tenant(tenant_id text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF tenant_id = '' OR octet_length(tenant_id) > 1000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'tenant_id must have 1 to 1000 bytes',
+            HINT = 'Leave it out (null) for events of any tenant.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_tenant(text) IS 'an error for a tenant that no destination can have';
 
 -- A duration in settings: seconds as a number, or an interval as text.
 CREATE FUNCTION outbox._duration(settings jsonb, key text, fallback interval) RETURNS interval

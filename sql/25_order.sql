@@ -71,10 +71,10 @@ COMMENT ON FUNCTION outbox._look_again() IS 'at commit: has the worker look at l
 
 -- Scheduled events that are due and not routed yet, because more fell due at once than one claim routes.
 -- No settings of its own, so that the planner can merge it into the query that uses it.
-CREATE FUNCTION outbox._unrouted_ahead(key bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text)
+CREATE FUNCTION outbox._unrouted_ahead(key bigint, moment timestamptz) RETURNS TABLE (id bigint, event_type text, tenant_id text)
     LANGUAGE sql STABLE ROWS 1
 AS $$
-    SELECT e.id, e.event_type
+    SELECT e.id, e.event_type, e.tenant_id
       FROM @extschema@.outbox_events e
      WHERE CASE WHEN e.aggregate_id IS NOT NULL
                 THEN hashtextextended(coalesce(e.aggregate_type, '') || chr(31) || e.aggregate_id, 0::bigint) END = key
@@ -109,8 +109,7 @@ BEGIN
      WHERE d.ctid = ANY (ARRAY(
            SELECT h.at
              FROM (SELECT DISTINCT k.destination, k.key,
-                          EXISTS (SELECT FROM outbox.destination t
-                                   WHERE t.name = k.destination AND t.settings ->> 'on_failure' = 'block') AS blocks
+                          EXISTS (SELECT FROM outbox.destination t WHERE t.name = k.destination AND t.blocks) AS blocks
                      FROM unnest(v_destinations, v_keys) AS k (destination, key)) k
             CROSS JOIN LATERAL (
                   SELECT x.id, x.ctid AS at, x.next_attempt_at FROM outbox.delivery x

@@ -102,14 +102,23 @@ DECLARE
     v_closed int;
 BEGIN
     WITH target AS MATERIALIZED (
-        SELECT e.id, e.claim_token, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
+        SELECT e.id, e.claim_token, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
           FROM @extschema@.outbox_events e
          WHERE e.id = ANY (v_ids) AND e.id <> ALL (v_locked) AND e.status = 'processing' AND e.claim_token IS NOT NULL
+    ), route AS MATERIALIZED (
+        -- A destination that was added later is not part of the claim. One sort, where a join would compare all with all.
+        SELECT u.id, u.destination, u.ordering_key, u.token, u.since_token < u.token AS held,
+               count(*) FILTER (WHERE u.since_token < u.token) OVER (PARTITION BY u.id) AS holders
+          FROM (SELECT r.id, r.destination, r.ordering_key, r.since_token, max(r.token) OVER (PARTITION BY r.id) AS token
+                  FROM (SELECT t.id, '' AS destination, t.key AS ordering_key, NULL::bigint AS since_token, t.claim_token AS token
+                          FROM target t
+                        UNION ALL
+                        SELECT w.id, w.destination, w.ordering_key, w.since_token, NULL
+                          FROM outbox._routes(ARRAY(SELECT t.id FROM target t)) w) r) u
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, ordering_key, status, claim_token)
-        SELECT t.id, coalesce(d.name, ''), t.key, 'processing', t.claim_token
-          FROM target t
-          LEFT JOIN outbox.destination d ON d.since_token < t.claim_token AND t.event_type LIKE ANY (d.like_patterns)
+        SELECT r.id, r.destination, r.ordering_key, 'processing', r.token
+          FROM route r WHERE r.held OR (r.destination = '' AND r.holders = 0)
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
         RETURNING id, claim_token
     ), marked AS (

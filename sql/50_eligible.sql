@@ -26,28 +26,104 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_claim(int, interval) IS 'an error for arguments that make no claim';
 
+-- The destinations that a consumer serves.
+CREATE TYPE outbox.claim_scope AS (
+    names    jsonb,     -- an object with their names; null: all
+    passed   jsonb,     -- an object with the names of those that are left out
+    patterns text[],    -- LIKE patterns of their names; null: all
+    brokers  text[]     -- the brokers of RabbitMQ destinations; null: all, and the consumer may be one without any destination
+);
+COMMENT ON TYPE outbox.claim_scope IS 'the destinations that a consumer serves; internal';
+
+-- Objects, because finding a name among thousands must not look at all of them.
+CREATE FUNCTION outbox._names(names text[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN names IS NOT NULL
+            THEN (SELECT coalesce(jsonb_object_agg(n, true), '{}') FROM unnest(names) AS n WHERE n IS NOT NULL) END;
+COMMENT ON FUNCTION outbox._names(text[]) IS 'an object with these names';
+
 -- No settings of its own, so that the planner can merge it into the query that uses it.
--- The destinations that this claim may hand events out for. serve: any number; probe: one, because the circuit is half
--- open; elsewhere: none, but another consumer may serve it now. While there is no destination, '' stands for a consumer of
--- the application's own, which names none.
-CREATE FUNCTION outbox._eligible(served text[])
-    RETURNS TABLE (name text, like_patterns text[], serve boolean, probe boolean, elsewhere boolean, blocks boolean)
+CREATE FUNCTION outbox._serves(scope outbox.claim_scope, name text, broker text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT coalesce(scope.names ? name, true) AND NOT coalesce(scope.passed ? name, false)
+       AND coalesce(name LIKE ANY (scope.patterns), true)
+       AND (broker IS NULL OR coalesce(broker = ANY (scope.brokers), true))
+$$;
+COMMENT ON FUNCTION outbox._serves(outbox.claim_scope, text, text) IS 'whether the consumer serves this destination';
+
+CREATE FUNCTION outbox._takes_all(scope outbox.claim_scope) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+RETURN (scope).names IS NULL AND (scope).brokers IS NULL;
+COMMENT ON FUNCTION outbox._takes_all(outbox.claim_scope) IS
+    'whether a consumer gets events while there is no destination: one of the application''s own, which names none';
+
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+-- The destinations that may want events of one kind, and what this claim may do for each. serve: hand out any number of
+-- events; elsewhere: none, but another consumer may serve it now. While there is no destination, '' stands for a consumer of
+-- the application's own.
+CREATE FUNCTION outbox._eligible(scope outbox.claim_scope, event_type text, tenant_id text)
+    RETURNS TABLE (name text, filter jsonpath, serve boolean, elsewhere boolean, blocks boolean)
+    LANGUAGE sql STABLE ROWS 2
+AS $$
+    SELECT d.name, d.filter, m.active AND m.mine AND d.circuit_failures = 0,
+           m.active AND NOT m.mine AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp(), d.blocks
+      FROM outbox._wanting($2, $3) d,
+           LATERAL (SELECT outbox._serves($1, d.name, d.broker), NOT d.paused AND d.disabled_reason IS NULL) AS m (mine, active)
+    UNION ALL
+    SELECT '', NULL, true, false, false
+     WHERE outbox._takes_all($1) AND NOT EXISTS (SELECT FROM outbox.destination)
+$$;
+COMMENT ON FUNCTION outbox._eligible(outbox.claim_scope, text, text) IS
+    'the destinations that may want events of this type and tenant, and what a claim may do for each';
+
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+-- The destinations that have something due which this claim may hand out, those that have waited longest first. probe: one
+-- delivery, because the circuit is half open.
+CREATE FUNCTION outbox._with_due(scope outbox.claim_scope, moment timestamptz)
+    RETURNS TABLE (name text, blocks boolean, probe boolean)
     LANGUAGE sql STABLE ROWS 10
 AS $$
-    SELECT d.name, d.like_patterns, m.active AND m.mine AND d.circuit_failures = 0,
-           m.active AND m.mine AND d.circuit_failures > 0
-             AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
-             -- Few deliveries are in flight; a destination may have millions.
-             AND NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token > 0 AND x.destination || '' = d.name),
-           m.active AND NOT m.mine AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp(),
-           coalesce(d.settings ->> 'on_failure', 'skip') = 'block'
-      FROM outbox.destination d,
-           LATERAL (SELECT served IS NULL OR d.name = ANY (served), NOT d.paused AND d.disabled_reason IS NULL) AS m (mine, active)
+    (SELECT d.name, d.blocks, d.circuit_failures > 0
+       FROM outbox.destination d
+      WHERE d.ready_at <= $2 AND outbox._serves($1, d.name, d.broker)
+        AND (d.circuit_failures = 0
+             OR NOT EXISTS (SELECT FROM outbox.delivery x WHERE x.claim_token IS NOT NULL AND x.destination = d.name))
+      ORDER BY d.ready_at)
     UNION ALL
-    SELECT '', ARRAY['%'], true, false, false, false
-     WHERE served IS NULL AND NOT EXISTS (SELECT FROM outbox.destination)
+    SELECT '', false, false
+     WHERE outbox._takes_all($1) AND NOT EXISTS (SELECT FROM outbox.destination)
 $$;
-COMMENT ON FUNCTION outbox._eligible(text[]) IS 'the destinations and what a claim may hand out for each';
+COMMENT ON FUNCTION outbox._with_due(outbox.claim_scope, timestamptz) IS
+    'the destinations that have something due which a claim may hand out';
+
+-- Whether a claim can hand out anything: some destination that the consumer serves takes any number of events (serve) or a
+-- single one (probe).
+CREATE FUNCTION outbox._may_serve(scope outbox.claim_scope, OUT serve boolean, OUT probe boolean)
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF scope.names IS NOT NULL THEN
+        SELECT coalesce(bool_or(d.circuit_failures = 0), false),
+               coalesce(bool_or(d.circuit_failures > 0 AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()), false)
+          INTO serve, probe
+          FROM jsonb_object_keys(scope.names) AS n (name)
+         CROSS JOIN LATERAL (SELECT x.* FROM outbox.destination x WHERE x.name = n.name OFFSET 0) d
+         WHERE NOT d.paused AND d.disabled_reason IS NULL AND outbox._serves(scope, d.name, d.broker);
+        RETURN;
+    END IF;
+    serve := EXISTS (SELECT FROM outbox.destination d
+                      WHERE d.circuit_failures = 0 AND NOT d.paused AND d.disabled_reason IS NULL
+                        AND outbox._serves(scope, d.name, d.broker))
+             OR (outbox._takes_all(scope) AND NOT EXISTS (SELECT FROM outbox.destination));
+    probe := NOT serve
+             AND EXISTS (SELECT FROM outbox.destination d
+                          WHERE d.circuit_failures > 0 AND NOT d.paused AND d.disabled_reason IS NULL
+                            AND coalesce(d.circuit_open_until, '-infinity') <= clock_timestamp()
+                            AND outbox._serves(scope, d.name, d.broker));
+END
+$$;
+COMMENT ON FUNCTION outbox._may_serve(outbox.claim_scope) IS 'whether a claim can hand out anything';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
 -- In flight: claimed whole. Fresh events with their ordering keys wait; they stay fresh and are found again.
@@ -94,17 +170,15 @@ END
 $$;
 COMMENT ON FUNCTION outbox._new_token() IS 'a token higher than any before; for the holder of the claim lock';
 
-CREATE FUNCTION outbox._is_due(served text[]) RETURNS boolean
+CREATE FUNCTION outbox._is_due(scope outbox.claim_scope) RETURNS boolean
     LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_now CONSTANT timestamptz := clock_timestamp();
 BEGIN
-    RETURN EXISTS (SELECT FROM outbox._eligible(served) l
-                    CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
-                                         WHERE d.destination = l.name AND d.status = 'pending'
-                                           AND d.next_attempt_at <= v_now LIMIT 1) d
-                    WHERE l.serve OR l.probe);
+    RETURN EXISTS (SELECT FROM outbox._with_due(scope, v_now) l
+                    WHERE l.name <> '' OR EXISTS (SELECT FROM outbox.delivery d
+                                                   WHERE d.destination = '' AND d.status = 'pending' AND d.next_attempt_at <= v_now));
 END
 $$;
-COMMENT ON FUNCTION outbox._is_due(text[]) IS 'whether a delivery is due that a claim may hand out';
+COMMENT ON FUNCTION outbox._is_due(outbox.claim_scope) IS 'whether a delivery is due that a claim may hand out';

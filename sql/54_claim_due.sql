@@ -10,34 +10,25 @@ DECLARE
     v_ids bigint[];
     v_keys bigint[];
     v_unrouted bigint;
-    v_none boolean := NOT EXISTS (SELECT FROM outbox.destination);
 BEGIN
     v_ids := ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                     WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed
                       AND e.status = 'pending' AND NOT e.listed
                     ORDER BY e.available_at, e.id LIMIT max_events FOR NO KEY UPDATE SKIP LOCKED);
     IF cardinality(v_ids) > 0 THEN
-        WITH routed AS (
-            UPDATE @extschema@.outbox_events e SET routed = true, listed = true
-             WHERE e.id = ANY (v_ids)
-            RETURNING e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
-        ), listed AS (
-            INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
-            SELECT r.id, t.name, r.key, 'pending', v_now
-              FROM routed r
-              JOIN (SELECT d.name, d.like_patterns FROM outbox.destination d
-                    UNION ALL SELECT '', ARRAY['%'] WHERE v_none) t ON r.event_type LIKE ANY (t.like_patterns)
-            ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
-            RETURNING id
-        )
-        SELECT array_agg(DISTINCT r.key) FILTER (WHERE r.key IS NOT NULL),
-               count(*) FILTER (WHERE (r.id IN (SELECT l.id FROM listed l)) IS NOT TRUE)
-          INTO v_keys, v_unrouted FROM routed r;
+        UPDATE @extschema@.outbox_events e SET routed = true, listed = true WHERE e.id = ANY (v_ids);
+        INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
+        SELECT r.id, r.destination, r.ordering_key, 'pending', v_now FROM outbox._routes_or_nobody(v_ids) r
+        ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
+        v_keys := ARRAY(SELECT DISTINCT outbox._ordering_key(e.aggregate_type, e.aggregate_id)
+                          FROM @extschema@.outbox_events e WHERE e.id = ANY (v_ids) AND e.aggregate_id IS NOT NULL);
+        v_unrouted := (SELECT count(*) FROM unnest(v_ids) AS i (id)
+                        WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = i.id));
         UPDATE @extschema@.outbox_events e SET status = 'processed', processed_at = clock_timestamp()
          WHERE v_unrouted > 0 AND e.id = ANY (v_ids) AND e.status = 'pending'
            AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
         PERFORM outbox._count_unrouted(v_unrouted) WHERE v_unrouted > 0;
-        PERFORM outbox._promote_keys(v_keys) WHERE v_keys IS NOT NULL;
+        PERFORM outbox._promote_keys(v_keys);
         PERFORM outbox._wake('due');    -- for those that serve other destinations, and for what there was no room for
     END IF;
     -- Events are left if there are more than one claim routes, or if others have locked them.
@@ -72,9 +63,8 @@ BEGIN
         RETURNING d.*
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, ordering_key, status, attempts, next_attempt_at, last_error)
-        SELECT g.id, t.name, g.ordering_key, g.status, g.attempts, g.next_attempt_at, g.last_error
-          FROM given g JOIN @extschema@.outbox_events e ON e.id = g.id
-          JOIN outbox.destination t ON e.event_type LIKE ANY (t.like_patterns)
+        SELECT g.id, r.destination, g.ordering_key, g.status, g.attempts, g.next_attempt_at, g.last_error
+          FROM given g JOIN outbox._routes(ARRAY(SELECT x.id FROM given x)) r ON r.id = g.id
         ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
     )
     SELECT array_agg(g.id), array_agg(DISTINCT g.ordering_key) FILTER (WHERE g.ordering_key IS NOT NULL)
@@ -91,26 +81,27 @@ COMMENT ON FUNCTION outbox._give_to_destinations() IS 'events that waited for th
 -- whose event is not there (a restore may still bring it) leaves the way until recovery finds the event.
 -- busy: ordering keys that wait for an event claimed whole. more: another claim is needed.
 CREATE FUNCTION outbox._claim_due(
-    v_token bigint, served text[], low_water bigint, high_water bigint, max_events int, unrouted_left boolean,
+    v_token bigint, scope outbox.claim_scope, low_water bigint, high_water bigint, max_events int, unrouted_left boolean,
     OUT ids bigint[], OUT destinations text[], OUT busy bigint[], OUT more boolean)
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_lanes CONSTANT int := 100;    -- destinations looked at, if fewer deliveries were asked for
     v_now timestamptz := clock_timestamp();
     v_put_off boolean;
+    v_looked_at text[];
 BEGIN
     WITH lane AS MATERIALIZED (
-        SELECT * FROM outbox._eligible(served)
+        SELECT * FROM outbox._with_due(scope, v_now) LIMIT greatest(max_events, v_lanes)
     ), found AS MATERIALIZED (
-        SELECT l.name, l.like_patterns, l.blocks, l.probe, x.id, x.ordering_key AS key, x.at,
+        SELECT l.name, l.blocks, l.probe, x.id, x.ordering_key AS key, x.at,
                (SELECT e.xmax <> 0 FROM @extschema@.outbox_events e WHERE e.id = x.id) AS touched
           FROM lane l
          CROSS JOIN LATERAL (
                SELECT d.id, d.ordering_key, d.ctid AS at FROM outbox.delivery d
                 WHERE d.destination = l.name AND d.status = 'pending' AND d.next_attempt_at <= v_now
                 ORDER BY d.next_attempt_at, d.id LIMIT CASE WHEN l.probe THEN 1 ELSE max_events END) x
-         WHERE l.serve OR l.probe
     ), lockable AS MATERIALIZED (
         SELECT e.id FROM @extschema@.outbox_events e
          WHERE e.id = ANY (ARRAY(SELECT f.id FROM found f WHERE f.touched)) FOR NO KEY UPDATE SKIP LOCKED
@@ -131,29 +122,34 @@ BEGIN
           FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
     ), late AS MATERIALIZED (
         -- One sort, where a join would compare each fresh event with each key.
-        SELECT u.id, u.name, u.key, u.event_type, u.touched
-          FROM (SELECT f.id, l.name, f.key, f.event_type, f.touched, max(f.last) OVER (PARTITION BY l.name, f.key) AS last
-                  FROM (SELECT e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
-                               NULL::text AS name, NULL::bigint AS last, e.xmax <> 0 AS touched
+        SELECT u.id, u.touched
+          FROM (SELECT f.id, f.touched, max(f.last) OVER (PARTITION BY f.key) AS last
+                  FROM (SELECT e.id, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key, NULL::bigint AS last,
+                               e.xmax <> 0 AS touched
                           FROM @extschema@.outbox_events e
                          WHERE e.id >= low_water AND e.id < (SELECT max(t.id) FROM last t) AND e.status = 'pending' AND NOT e.listed
                            AND e.aggregate_id IS NOT NULL AND e.available_at IS NULL
-                        UNION ALL SELECT NULL, NULL, t.key, t.name, t.id, false FROM last t) f
-                  JOIN lane l ON l.name = f.name OR f.event_type LIKE ANY (l.like_patterns)) u
+                        UNION ALL SELECT NULL, t.key, t.id, false FROM last t) f) u
          WHERE u.id < u.last
+    ), late_at AS MATERIALIZED (
+        SELECT r.id, r.destination AS name, r.ordering_key AS key, false AS touched
+          FROM outbox._routes_or_nobody(ARRAY(SELECT t.id FROM late t WHERE NOT t.touched)) r
+        UNION ALL
+        SELECT r.id, r.destination, r.ordering_key, true
+          FROM outbox._routes_or_nobody(ARRAY(SELECT t.id FROM late t WHERE t.touched)) r
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
-        SELECT DISTINCT e.id, l.name, e.key, 'pending', v_now
-          FROM late e JOIN lane l ON e.event_type LIKE ANY (l.like_patterns)
-         WHERE NOT e.touched
+        SELECT t.id, t.name, t.key, 'pending', v_now FROM late_at t WHERE NOT t.touched
+        ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING
     ), lined_up AS (
-        UPDATE @extschema@.outbox_events e SET listed = true WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late t WHERE NOT t.touched))
+        UPDATE @extschema@.outbox_events e SET listed = true
+         WHERE e.id = ANY (ARRAY(SELECT DISTINCT t.id FROM late_at t WHERE NOT t.touched))
     ), judged AS MATERIALIZED (
         SELECT d.*, coalesce(d.key = ANY (coalesce((SELECT w.keys FROM whole w), '{}')), false) AS busy,
                d.key IS NOT NULL AND (EXISTS (SELECT FROM outbox._ahead(d.name, d.key, d.id, d.blocks))
-                   OR EXISTS (SELECT FROM late t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)
+                   OR EXISTS (SELECT FROM late_at t WHERE t.name = d.name AND t.key = d.key AND t.id < d.id)
                    OR (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(d.key, v_now) s
-                                                  WHERE s.id < d.id AND s.event_type LIKE ANY (d.like_patterns)))) AS behind
+                                                  WHERE s.id < d.id AND outbox._wants(d.name, s.id, s.event_type, s.tenant_id)))) AS behind
           FROM due d
     ), with_followers AS (
         SELECT j.name, j.id, j.at FROM judged j WHERE NOT j.busy AND NOT j.behind
@@ -170,11 +166,14 @@ BEGIN
                           AND (y.status <> 'failed' OR j.blocks)
                         ORDER BY y.place LIMIT 50 + max_events / (SELECT count(*) FROM due)) z) y
          WHERE NOT j.busy AND NOT j.behind AND NOT j.probe AND j.key IS NOT NULL AND y.waits
-           AND NOT EXISTS (SELECT FROM late t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
+           AND NOT EXISTS (SELECT FROM late_at t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
            AND NOT (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(j.key, v_now) s
-                                               WHERE s.id < y.id AND s.event_type LIKE ANY (j.like_patterns)))
+                                               WHERE s.id < y.id AND outbox._wants(j.name, s.id, s.event_type, s.tenant_id)))
     ), chosen AS MATERIALIZED (
-        SELECT l.name, l.id, l.at FROM with_followers l ORDER BY l.id, l.name LIMIT max_events
+        -- The first of each destination, then the second of each.
+        SELECT l.name, l.id, l.at
+          FROM (SELECT f.*, row_number() OVER (PARTITION BY f.name ORDER BY f.id) AS n FROM with_followers f) l
+         ORDER BY l.n, l.id, l.name LIMIT max_events
     ), taken AS (
         UPDATE outbox.delivery d SET status = 'processing', claim_token = v_token, next_attempt_at = NULL
          WHERE d.ctid = ANY (ARRAY(SELECT c.at FROM chosen c))
@@ -182,7 +181,7 @@ BEGIN
         -- A fresh event that another transaction has locked is not listed, and nothing tells when it is free.
         UPDATE outbox.delivery d
            SET next_attempt_at = CASE WHEN d.ctid = ANY (ARRAY(
-                   SELECT j.at FROM judged j JOIN late t ON t.touched AND t.name = j.name AND t.key = j.key AND t.id < j.id))
+                   SELECT j.at FROM judged j JOIN late_at t ON t.touched AND t.name = j.name AND t.key = j.key AND t.id < j.id))
                    THEN v_now + interval '250 milliseconds' END
          WHERE d.ctid = ANY (ARRAY(SELECT j.at FROM judged j
                                     WHERE j.behind AND NOT EXISTS (SELECT FROM chosen c WHERE c.at = j.at)))
@@ -190,18 +189,21 @@ BEGIN
         UPDATE @extschema@.outbox_events e SET status = 'processing'
          WHERE e.id = ANY (ARRAY(SELECT DISTINCT c.id FROM chosen c)) AND e.status = 'pending'
     )
-    SELECT array_agg(c.id), array_agg(c.name), EXISTS (SELECT FROM put_off) OR EXISTS (SELECT FROM late t WHERE t.touched),
+    SELECT array_agg(c.id), array_agg(c.name), EXISTS (SELECT FROM put_off) OR EXISTS (SELECT FROM late_at t WHERE t.touched),
            (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
            -- Deliveries that were put back, took a probe's place or were just listed used up the room of others.
            (count(*) < max_events AND ((SELECT count(*) FROM found) >= max_events
                                        OR EXISTS (SELECT FROM judged j WHERE j.probe AND j.behind)))
-           OR EXISTS (SELECT FROM late t WHERE NOT t.touched) OR EXISTS (SELECT FROM judged j WHERE j.busy AND NOT j.behind)
-      INTO ids, destinations, v_put_off, busy, more
+           OR EXISTS (SELECT FROM late_at t WHERE NOT t.touched) OR EXISTS (SELECT FROM judged j WHERE j.busy AND NOT j.behind)
+           OR (SELECT count(*) FROM lane) >= greatest(max_events, v_lanes),
+           (SELECT array_agg(l.name) FROM lane l WHERE l.name <> '')
+      INTO ids, destinations, v_put_off, busy, more, v_looked_at
       FROM chosen c;
+    PERFORM outbox._find_due(v_looked_at) WHERE v_looked_at IS NOT NULL;
     IF v_put_off THEN
         more := true;
         PERFORM outbox._look_again();
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._claim_due(bigint, text[], bigint, bigint, int, boolean) IS 'claims due deliveries; part of outbox.claim';
+COMMENT ON FUNCTION outbox._claim_due(bigint, outbox.claim_scope, bigint, bigint, int, boolean) IS 'claims due deliveries; part of outbox.claim';

@@ -3,12 +3,13 @@
 -- What a claim knows while it runs.
 CREATE TYPE outbox.claim_state AS (
     token            bigint,
-    served           text[],    -- destinations that the consumer serves; null: all
+    scope            outbox.claim_scope,
     serve            boolean,   -- one of them takes any number of events
     probe            boolean,   -- the circuit of one of them is half open
     low_water        bigint,    -- no fresh or claimed event is below
     high_water       bigint,    -- no claimed event is above, when this claim began
     room             int,       -- so many more events may be handed out
+    owed             bigint,    -- deliveries of the fresh events that were looked at
     ids              bigint[],  -- events that were taken whole ...
     held             text[],    -- ... and for which destinations, each an array as text
     due_ids          bigint[],  -- deliveries that were taken one by one ...
@@ -54,7 +55,7 @@ $$;
 COMMENT ON FUNCTION outbox._catch_up_first(int) IS 'catches up before a claim looks; part of outbox.claim';
 
 -- Token and marks. The token is null when none of the destinations can be served now.
-CREATE FUNCTION outbox._begin(v_served text[], max_events int) RETURNS outbox.claim_state
+CREATE FUNCTION outbox._begin(v_scope outbox.claim_scope, max_events int) RETURNS outbox.claim_state
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
@@ -63,9 +64,8 @@ DECLARE
     v_near CONSTANT bigint := 10000;
     c outbox.claim_state;
 BEGIN
-    c.served := v_served;
-    SELECT coalesce(bool_or(l.serve), false), coalesce(bool_or(l.probe), false) INTO c.serve, c.probe
-      FROM outbox._eligible(v_served) l;
+    c.scope := v_scope;
+    SELECT s.serve, s.probe INTO c.serve, c.probe FROM outbox._may_serve(v_scope) s;
     IF NOT (c.serve OR c.probe) THEN
         RETURN c;
     END IF;
@@ -81,6 +81,7 @@ BEGIN
         c.low_water := outbox._advance_low_water(c.low_water);
     END IF;
     c.room := max_events;
+    c.owed := 0;
     c.ids := '{}';
     c.held := '{}';
     c.due_ids := '{}';
@@ -94,11 +95,11 @@ BEGIN
     RETURN c;
 END
 $$;
-COMMENT ON FUNCTION outbox._begin(text[], int) IS 'token and marks of a claim; part of outbox.claim';
+COMMENT ON FUNCTION outbox._begin(outbox.claim_scope, int) IS 'token and marks of a claim; part of outbox.claim';
 
 -- Takes fresh events until v_reserve of the room is left. Any number of events that can't go now may stand in front of those
 -- that can: the window grows until it sees past them. Events that only others want are parked batch by batch; events for
--- the destinations that are served go first.
+-- the destinations that are served go first, and the kinds that only others want are passed meanwhile.
 CREATE FUNCTION outbox._take_fresh(c outbox.claim_state, v_reserve int) RETURNS outbox.claim_state
     LANGUAGE plpgsql
 AS $$
@@ -107,20 +108,25 @@ DECLARE
     v_batches CONSTANT int := 8;    -- at most so many in one claim: others wait for the lock
     v_growths CONSTANT int := 30;
     v_many CONSTANT int := 200;     -- behind events in flight: listing those costs less than walking past these
-    v_beyond bigint := 200;         -- looked at beyond what is asked for
+    v_most CONSTANT bigint := 20000;    -- deliveries in one claim: an event may have thousands
+    v_decide CONSTANT bigint := 500;    -- at a time, when the first events are not for this claim
+    v_beyond bigint := 200;         -- looked at beyond what is decided on
     v_asked int;
-    v_only text[];
+    v_decided bigint;
+    v_passed jsonb;
     v_served_first boolean := false;
     v_listed boolean := false;
     f record;
 BEGIN
     FOR i IN 1..v_growths LOOP
-        EXIT WHEN c.exhausted OR c.room <= v_reserve;
+        EXIT WHEN c.exhausted OR c.room <= v_reserve OR c.owed >= v_most;
         v_asked := CASE WHEN c.serve THEN c.room - v_reserve ELSE 1 END;
+        v_decided := CASE WHEN c.serve AND i = 1 THEN v_asked ELSE greatest(v_asked, v_decide) END;
         SELECT * INTO f
-          FROM outbox._claim_fresh(c.token, c.served, c.low_water, c.high_water, v_asked, v_asked + v_beyond,
-                                   c.unrouted_left, v_only);
-        c.exhausted := NOT c.serve OR (v_only IS NULL AND f.seen < v_asked AND NOT f."full");
+          FROM outbox._claim_fresh(c.token, c.scope, c.low_water, c.high_water, v_asked, v_decided, v_decided + v_beyond,
+                                   c.unrouted_left, v_passed, v_most - c.owed);
+        c.owed := c.owed + f.owed;
+        c.exhausted := NOT c.serve OR (v_passed IS NULL AND NOT f."full");
         c.ids := c.ids || f.ids;
         c.held := c.held || f.held;
         c.room := c.room - coalesce(cardinality(f.ids), 0);
@@ -137,10 +143,10 @@ BEGIN
         ELSIF i >= v_batches THEN
             EXIT;
         ELSIF c.serve AND NOT v_served_first AND 2 * coalesce(cardinality(f.ids), 0) < f.seen THEN
-            v_only := ARRAY(SELECT unnest(l.like_patterns) FROM outbox._eligible(c.served) l WHERE l.serve);
-            v_served_first := true;
+            v_passed := coalesce(v_passed, '{}') || outbox._names(f.unserved);
         ELSE
-            v_only := NULL;
+            v_served_first := v_passed IS NOT NULL;
+            v_passed := NULL;
         END IF;
     END LOOP;
     RETURN c;
@@ -157,21 +163,21 @@ DECLARE
     v_high_water CONSTANT bigint := outbox._new_high_water(c);
     d record;
 BEGIN
-    SELECT * INTO d FROM outbox._claim_due(c.token, c.served, c.low_water, v_high_water, c.room, c.unrouted_left);
-    c.due_ids := coalesce(d.ids, '{}');
-    c.due_destinations := coalesce(d.destinations, '{}');
-    c.room := c.room - cardinality(c.due_ids);
+    SELECT * INTO d FROM outbox._claim_due(c.token, c.scope, c.low_water, v_high_water, c.room, c.unrouted_left);
+    c.due_ids := c.due_ids || d.ids;
+    c.due_destinations := c.due_destinations || d.destinations;
+    c.room := c.room - coalesce(cardinality(d.ids), 0);
     c.more := d.more;
     IF d.busy IS NOT NULL THEN
         c.waiting := true;
         c.listed := true;
         PERFORM outbox._list(ARRAY(SELECT f.id FROM outbox._in_flight(c.low_water, v_high_water) f WHERE f.key = ANY (d.busy)));
     END IF;
-    IF cardinality(c.due_ids) > 0 THEN
+    IF d.ids IS NOT NULL THEN
         -- Claims that hold these events for other destinations are listed now, while the two can be told apart.
         c.listed := true;
         PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
-                                    WHERE e.id = ANY (c.due_ids) AND e.claim_token IS NOT NULL));
+                                    WHERE e.id = ANY (d.ids) AND e.claim_token IS NOT NULL));
     END IF;
     RETURN c;
 END
@@ -215,11 +221,12 @@ COMMENT ON FUNCTION outbox._enter(outbox.claim_state, interval) IS 'ends a claim
 -- what they leave. Returns the events with their destinations, each list as the text of an array. The caller has pinned the
 -- settings.
 CREATE FUNCTION outbox._claim(
-    max_events int, served text[], lease interval, OUT token bigint, OUT ids bigint[], OUT held text[])
+    max_events int, scope outbox.claim_scope, lease interval, OUT token bigint, OUT ids bigint[], OUT held text[])
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_rounds CONSTANT int := 4;     -- what waits for others may have taken the place of what can go
     c outbox.claim_state;
     v_left boolean;
     v_due boolean;
@@ -227,16 +234,19 @@ BEGIN
     PERFORM outbox._check_claim(max_events, lease);
     PERFORM outbox._lock();
     v_left := outbox._catch_up_first(max_events);
-    c := outbox._begin(served, max_events);
+    c := outbox._begin(scope, max_events);
     IF c.token IS NULL THEN
         RETURN;
     END IF;
     c.unrouted_left := v_left;
-    v_due := outbox._is_due(served);
+    v_due := outbox._is_due(scope);
     c := outbox._take_fresh(c, CASE WHEN v_due THEN greatest(max_events / 2, (random() < 0.5)::int) ELSE 0 END);
     -- A half-open circuit may have its probe in what was just parked.
-    IF c.room > 0 AND (v_due OR c.probe) THEN
-        c := outbox._take_due(c);
+    IF c.room > 0 AND (v_due OR outbox._is_due(scope)) THEN
+        FOR i IN 1..v_rounds LOOP
+            c := outbox._take_due(c);
+            EXIT WHEN NOT c.more OR c.room <= 0;
+        END LOOP;
         c := outbox._take_fresh(c, 0);
     END IF;
     IF outbox._enter(c, lease) = 0 THEN
@@ -255,7 +265,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._claim(int, text[], interval) IS 'what outbox.claim and outbox.claim_refs share';
+COMMENT ON FUNCTION outbox._claim(int, outbox.claim_scope, interval) IS 'what outbox.claim and outbox.claim_refs share';
 
 CREATE FUNCTION outbox.claim(
     max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
@@ -269,7 +279,8 @@ AS $$
 DECLARE
     v_claim record;
 BEGIN
-    SELECT * INTO v_claim FROM outbox._claim(claim.max_events, claim.destinations, claim.lease);
+    SELECT * INTO v_claim
+      FROM outbox._claim(claim.max_events, ROW(outbox._names(claim.destinations), NULL, NULL, NULL)::outbox.claim_scope, claim.lease);
     RETURN QUERY
     SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
            e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
@@ -295,7 +306,8 @@ AS $$
 DECLARE
     v_claim record;
 BEGIN
-    SELECT * INTO v_claim FROM outbox._claim(claim_refs.max_events, claim_refs.destinations, claim_refs.lease);
+    SELECT * INTO v_claim
+      FROM outbox._claim(claim_refs.max_events, ROW(outbox._names(claim_refs.destinations), NULL, NULL, NULL)::outbox.claim_scope, claim_refs.lease);
     RETURN QUERY
     SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
       FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
@@ -305,6 +317,63 @@ END
 $$;
 COMMENT ON FUNCTION outbox.claim_refs(int, text[], interval) IS
     'as outbox.claim, without what the events hold: see outbox.claimed';
+
+-- The relay says what it does not ask for, rather than naming thousands of destinations in each claim.
+CREATE FUNCTION outbox._scope(passed text[], patterns text[], brokers text[], only_names text[]) RETURNS outbox.claim_scope
+    LANGUAGE sql IMMUTABLE
+RETURN ROW(outbox._names(only_names), outbox._names(passed), patterns, coalesce(brokers, '{}'))::outbox.claim_scope;
+COMMENT ON FUNCTION outbox._scope(text[], text[], text[], text[]) IS 'what a relay serves';
+
+CREATE FUNCTION outbox.claim_for(
+    max_events int, lease interval, passed text[] DEFAULT '{}', patterns text[] DEFAULT NULL, brokers text[] DEFAULT '{}',
+    only_names text[] DEFAULT NULL)
+    RETURNS SETOF outbox.claimed_event
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_claim record;
+BEGIN
+    SELECT * INTO v_claim
+      FROM outbox._claim(claim_for.max_events, outbox._scope(claim_for.passed, claim_for.patterns, claim_for.brokers, claim_for.only_names), claim_for.lease);
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
+           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
+      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
+     ORDER BY e.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.claim_for(int, interval, text[], text[], text[], text[]) IS
+    'as outbox.claim, for webhooks and the RabbitMQ destinations of these brokers: those whose names match one of the LIKE patterns (null: all), are among only_names (null: all) and not passed';
+
+CREATE FUNCTION outbox.claim_refs_for(
+    max_events int, lease interval, passed text[] DEFAULT '{}', patterns text[] DEFAULT NULL, brokers text[] DEFAULT '{}',
+    only_names text[] DEFAULT NULL)
+    RETURNS SETOF outbox.claimed_ref
+    LANGUAGE plpgsql SECURITY DEFINER ROWS 100
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+    SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET jit = off SET max_parallel_workers_per_gather = 0 SET lock_timeout = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_claim record;
+BEGIN
+    SELECT * INTO v_claim
+      FROM outbox._claim(claim_refs_for.max_events, outbox._scope(claim_refs_for.passed, claim_refs_for.patterns, claim_refs_for.brokers, claim_refs_for.only_names), claim_refs_for.lease);
+    RETURN QUERY
+    SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
+      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
+     ORDER BY e.id;
+END
+$$;
+COMMENT ON FUNCTION outbox.claim_refs_for(int, interval, text[], text[], text[], text[]) IS
+    'as outbox.claim_for, without what the events hold: see outbox.claimed';
 
 CREATE FUNCTION outbox.claimed(claim_token bigint, id bigint) RETURNS SETOF outbox.claimed_event
     LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1

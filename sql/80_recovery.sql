@@ -14,6 +14,9 @@ DECLARE
     v_locked bigint[];
     v_unknown bigint[];
 BEGIN
+    -- Each destination has a row here for each of its patterns.
+    PERFORM outbox._put_interest(d.name) FROM outbox.destination d
+      WHERE NOT EXISTS (SELECT FROM outbox.interest i WHERE i.destination = d.name);
     v_unknown := ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                         WHERE e.claim_token IS NOT NULL
                           AND NOT EXISTS (SELECT FROM outbox.claims c WHERE c.token = e.claim_token));
@@ -22,11 +25,11 @@ BEGIN
         UPDATE @extschema@.outbox_events e SET claim_token = NULL
          WHERE e.id = ANY (v_unknown) AND e.id <> ALL (v_locked) AND e.listed AND e.status = 'processing'
            AND EXISTS (SELECT FROM outbox.destination)
-        RETURNING e.id, e.event_type, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key
+        RETURNING e.id
     )
     INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
-    SELECT l.id, t.name, l.key, 'pending', clock_timestamp()
-      FROM lost l JOIN outbox.destination t ON l.event_type LIKE ANY (t.like_patterns)
+    SELECT r.id, r.destination, r.ordering_key, 'pending', clock_timestamp()
+      FROM outbox._routes(ARRAY(SELECT l.id FROM lost l)) r
     ON CONFLICT ON CONSTRAINT delivery_pkey DO NOTHING;
     UPDATE @extschema@.outbox_events e
        SET status = CASE e.status WHEN 'processing' THEN 'pending' ELSE e.status END, claim_token = NULL
@@ -42,6 +45,7 @@ BEGIN
                                          WHERE d.status = 'pending' AND d.next_attempt_at IS NULL
                                            AND d.ordering_key IS NOT NULL
                                            AND EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)));
+    PERFORM outbox._find_due(ARRAY(SELECT d.name FROM outbox.destination d));
     PERFORM outbox._refresh_all();
     PERFORM outbox._look_again() WHERE v_locked <> '{}';
     DELETE FROM outbox.contradiction;

@@ -7,18 +7,12 @@ CREATE FUNCTION outbox._next_due() RETURNS timestamptz
 AS $$
 BEGIN
     RETURN least(
-        (SELECT min(x.next_attempt_at)
-           FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
-                 UNION ALL SELECT '') t
-          CROSS JOIN LATERAL (SELECT d.next_attempt_at FROM outbox.delivery d
-                               WHERE d.destination = t.name AND d.status = 'pending'
-                                 AND d.next_attempt_at > now()
-                               ORDER BY d.next_attempt_at LIMIT 1) x),
+        (SELECT d.ready_at FROM outbox.destination d WHERE d.ready_at > now() ORDER BY d.ready_at LIMIT 1),
+        (SELECT d.next_attempt_at FROM outbox.delivery d
+          WHERE d.destination = '' AND d.status = 'pending' AND d.next_attempt_at > now() ORDER BY d.next_attempt_at LIMIT 1),
         (SELECT e.available_at FROM @extschema@.outbox_events e
           WHERE e.available_at > now() AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending'
           ORDER BY e.available_at LIMIT 1),
-        (SELECT min(d.circuit_open_until) FROM outbox.destination d
-          WHERE d.circuit_open_until > now() AND NOT d.paused AND d.disabled_reason IS NULL),
         outbox._secrets_end());
 END
 $$;
@@ -32,11 +26,9 @@ AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
-    IF EXISTS (SELECT FROM (SELECT d.name FROM outbox.destination d WHERE NOT d.paused AND d.disabled_reason IS NULL
-                            UNION ALL SELECT '') t
-                CROSS JOIN LATERAL (SELECT FROM outbox.delivery d
-                                     WHERE d.destination = t.name AND d.status = 'pending'
-                                       AND d.next_attempt_at <= v_now LIMIT 1) x)
+    IF EXISTS (SELECT FROM outbox.destination d WHERE d.ready_at <= v_now)
+       OR EXISTS (SELECT FROM outbox.delivery d
+                   WHERE d.destination = '' AND d.status = 'pending' AND d.next_attempt_at <= v_now)
        OR EXISTS (SELECT FROM @extschema@.outbox_events e
                    WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending')
        -- A claim may have left events behind a row that the application had locked.
@@ -44,12 +36,12 @@ BEGIN
         PERFORM outbox._wake('due');
     END IF;
     IF outbox._forget_secrets(v_now) THEN
-        PERFORM pg_notify('outbox_destinations', 'secret');
+        PERFORM pg_notify('outbox_destinations', '');
     END IF;
-    RETURN outbox._next_due();
+    RETURN least(outbox._next_due(), outbox._forget_seen(v_now));
 END
 $$;
-COMMENT ON FUNCTION outbox._due() IS 'wakes consumers for what is due and returns when the next thing is';
+COMMENT ON FUNCTION outbox._due() IS 'wakes consumers for what is due, forgets what is old, and returns when the next thing is due';
 
 -- Does the work that was left for later and releases claims whose lease is over. Takes the claim lock only if there are any.
 -- Returns SQLSTATE and message of an obstacle.

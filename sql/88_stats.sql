@@ -16,7 +16,7 @@ BEGIN
             AND e.status = 'pending' AND NOT e.listed
           ORDER BY e.available_at LIMIT 1),
         (SELECT min(x.created_at)
-           FROM (SELECT t.name FROM outbox.destination t UNION ALL SELECT '') t
+           FROM (SELECT t.name FROM outbox.destination t WHERE t.next_due IS NOT NULL UNION ALL SELECT '') t
           CROSS JOIN LATERAL (
                 SELECT e.created_at
                   FROM (SELECT d.id FROM outbox.delivery d

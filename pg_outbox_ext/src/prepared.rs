@@ -20,6 +20,8 @@ pub struct Prepared {
     by_status: PerStatus<AtomicI64>,
     published: AtomicI64,
     due: AtomicI64,
+    wake_due: AtomicBool,
+    wake_released: AtomicBool,
     launch: AtomicBool,
 }
 
@@ -73,6 +75,8 @@ impl Prepared {
         }
         self.published.store(rows.published, Relaxed);
         self.due.store(rows.due, Relaxed);
+        self.wake_due.store(rows.wake_due, Relaxed);
+        self.wake_released.store(rows.wake_released, Relaxed);
         self.launch.store(note.control.launch, Relaxed);
     }
 
@@ -87,6 +91,8 @@ impl Prepared {
         rows.by_status = ByStatus::of(|status| self.by_status[status].load(Relaxed));
         rows.published = self.published.load(Relaxed);
         rows.due = self.due.load(Relaxed);
+        rows.wake_due = self.wake_due.load(Relaxed);
+        rows.wake_released = self.wake_released.load(Relaxed);
         note.control.launch = self.launch.load(Relaxed);
         note
     }

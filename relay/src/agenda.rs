@@ -10,6 +10,8 @@
 //!                             └──answer while the destinations are not known──> Kept ──read──> None
 //! ```
 
+use crate::directory::Which;
+
 pub struct Agenda<B> {
     destinations: Destinations,
     claim: Claim<B>,
@@ -18,13 +20,14 @@ pub struct Agenda<B> {
 }
 
 /// What is known of the destinations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Destinations {
     Known,
-    Stale,
+    /// These have changed.
+    Stale(Which),
     Reading,
-    /// They changed after the reading began.
-    ReadingStale,
+    /// These changed after the reading began.
+    ReadingStale(Which),
 }
 
 enum Claim<B> {
@@ -35,9 +38,9 @@ enum Claim<B> {
 }
 
 impl<B> Agenda<B> {
-    /// First the destinations are read.
+    /// First all destinations are read.
     pub fn new() -> Self {
-        Agenda { destinations: Destinations::Stale, claim: Claim::None, settling: false, stopping: false }
+        Agenda { destinations: Destinations::Stale(Which::All), claim: Claim::None, settling: false, stopping: false }
     }
 
     /// Nothing new begins from here on.
@@ -53,34 +56,40 @@ impl<B> Agenda<B> {
     fn is_reading(&self) -> bool {
         match self.destinations {
             Destinations::Known => false,
-            Destinations::Stale => !self.stopping,
-            Destinations::Reading | Destinations::ReadingStale => true,
+            Destinations::Stale(_) => !self.stopping,
+            Destinations::Reading | Destinations::ReadingStale(_) => true,
         }
     }
 
-    pub fn destinations_changed(&mut self) {
-        self.destinations = match self.destinations {
-            Destinations::Known | Destinations::Stale => Destinations::Stale,
-            Destinations::Reading | Destinations::ReadingStale => Destinations::ReadingStale,
+    pub fn destinations_changed(&mut self, which: Which) {
+        self.destinations = match std::mem::replace(&mut self.destinations, Destinations::Known) {
+            Destinations::Known => Destinations::Stale(which),
+            Destinations::Stale(others) => Destinations::Stale(others.and(which)),
+            Destinations::Reading => Destinations::ReadingStale(which),
+            Destinations::ReadingStale(others) => Destinations::ReadingStale(others.and(which)),
         };
     }
 
-    /// Whether the destinations are to be read now, which the caller does.
-    pub fn begin_reading(&mut self) -> bool {
-        let begin = self.destinations == Destinations::Stale && !self.stopping;
-        if begin {
-            self.destinations = Destinations::Reading;
+    /// The destinations to read now, which the caller does; none if there are none or they are being read.
+    pub fn begin_reading(&mut self) -> Option<Which> {
+        if self.stopping || !matches!(self.destinations, Destinations::Stale(_)) {
+            return None;
         }
-        begin
+        match std::mem::replace(&mut self.destinations, Destinations::Reading) {
+            Destinations::Stale(which) => Some(which),
+            _ => None,
+        }
     }
 
     /// The destinations were read. The claim's answer that waited for them.
     pub fn destinations_read(&mut self) -> Option<B> {
-        if self.destinations == Destinations::ReadingStale {
-            self.destinations = Destinations::Stale;
-            return None;
+        match std::mem::replace(&mut self.destinations, Destinations::Known) {
+            Destinations::ReadingStale(which) => {
+                self.destinations = Destinations::Stale(which);
+                return None;
+            }
+            _known => {}
         }
-        self.destinations = Destinations::Known;
         match std::mem::replace(&mut self.claim, Claim::None) {
             Claim::Kept(batch) => Some(batch),
             claim => {
@@ -133,7 +142,8 @@ mod tests {
     /// Ready to claim.
     fn agenda() -> Agenda<u8> {
         let mut agenda = Agenda::new();
-        assert!(!agenda.may_claim() && agenda.begin_reading() && !agenda.begin_reading());
+        assert!(!agenda.may_claim());
+        assert_eq!((agenda.begin_reading(), agenda.begin_reading()), (Some(Which::All), None));
         assert!(!agenda.may_claim() && agenda.destinations_read().is_none());
         assert!(agenda.may_claim());
         agenda
@@ -143,9 +153,9 @@ mod tests {
     fn a_claim_that_is_answered_after_a_change_waits_until_it_is_read() {
         let mut agenda = agenda();
         agenda.claim_began();
-        agenda.destinations_changed();
+        agenda.destinations_changed(Which::named("a"));
         assert_eq!(agenda.claim_answered(7), None);
-        assert!(agenda.begin_reading() && !agenda.may_claim());
+        assert!(agenda.begin_reading() == Some(Which::named("a")) && !agenda.may_claim());
         assert_eq!(agenda.destinations_read(), Some(7));
         assert!(agenda.may_claim());
     }
@@ -154,22 +164,35 @@ mod tests {
     fn a_change_while_they_are_read_has_them_read_again() {
         let mut agenda = agenda();
         agenda.claim_began();
-        agenda.destinations_changed();
-        assert!(agenda.begin_reading());
-        agenda.destinations_changed();
+        agenda.destinations_changed(Which::named("a"));
+        assert!(agenda.begin_reading().is_some());
+        agenda.destinations_changed(Which::named("a"));
         assert_eq!(agenda.claim_answered(7), None);
         assert_eq!(agenda.destinations_read(), None);
-        assert!(agenda.begin_reading());
+        assert!(agenda.begin_reading().is_some());
         assert_eq!(agenda.destinations_read(), Some(7));
+    }
+
+    #[test]
+    fn many_changes_are_read_at_once() {
+        let mut agenda = agenda();
+        agenda.destinations_changed(Which::named("a"));
+        agenda.destinations_changed(Which::named("b"));
+        assert_eq!(agenda.begin_reading(), Some(Which::named("a").and(Which::named("b"))));
+        for name in ["c", "d"] {
+            agenda.destinations_changed(Which::named(name));
+        }
+        assert_eq!(agenda.destinations_read(), None);
+        assert_eq!(agenda.begin_reading(), Some(Which::named("c").and(Which::named("d"))));
     }
 
     #[test]
     fn after_a_shutdown_nothing_begins_and_what_is_held_is_given_back() {
         let mut agenda = agenda();
         agenda.claim_began();
-        agenda.destinations_changed();
+        agenda.destinations_changed(Which::named("a"));
         agenda.stop();
-        assert!(!agenda.begin_reading() && !agenda.may_claim() && !agenda.may_give_back());
+        assert!(agenda.begin_reading().is_none() && !agenda.may_claim() && !agenda.may_give_back());
         assert_eq!(agenda.claim_answered(7), Some(7), "nobody reads the destinations any more");
         agenda.settlement_began();
         assert!(!agenda.may_settle() && !agenda.may_give_back());

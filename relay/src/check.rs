@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Notification};
 
 use crate::config::Config;
 use crate::destination::{Destination, Environment, Spec};
+use crate::directory::Which;
 use crate::dispatch::answer_limit;
 use crate::error::{Error, Result};
 use crate::postgres::{Connector, Pair};
@@ -18,9 +19,9 @@ use crate::store;
 
 /// Of those that there are: the version is checked before.
 const MISSING_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') \
-     FROM unnest('{attach(text), \"claim(int,text[],interval)\", \"claim_refs(int,text[],interval)\", \
-     \"claimed(bigint,bigint)\", claimed_attempts(bigint), \"settle(bigint[],bigint[],jsonb)\", \
-     \"renew(bigint[],interval)\", release(bigint), relay_destinations(), webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", \
+     FROM unnest('{attach(text), \"claim_for(int,interval,text[],text[],text[],text[])\", \
+     \"claim_refs_for(int,interval,text[],text[],text[],text[])\", \"claimed(bigint,bigint)\", claimed_attempts(bigint), \"settle(bigint[],bigint[],jsonb)\", \
+     \"renew(bigint[],interval)\", release(bigint), relay_destinations(text[]), webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", \
      stats()}'::text[]) AS f \
      WHERE NOT has_function_privilege(to_regprocedure('outbox.' || f)::oid, 'EXECUTE')";
 
@@ -98,7 +99,7 @@ async fn listens(pair: &Pair, notifications: &mut UnboundedReceiver<Notification
 async fn check_destinations(report: &mut Report, config: &Config, client: &Client, environment: &Environment) {
     let specs = async {
         environment.allow_networks_of_database(&store::webhook_allow_networks(client).await?);
-        store::destinations(client).await
+        store::destinations(client, &Which::All).await
     };
     let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), &config.amqp) {
         (0, Some(_)) => "none; events stay pending: SELECT outbox.add_rabbitmq('orders')".into(),
@@ -107,7 +108,7 @@ async fn check_destinations(report: &mut Report, config: &Config, client: &Clien
     }) else {
         return;
     };
-    for spec in specs.iter().filter(|spec| environment.serves(&spec.kind)) {
+    for spec in specs.iter().filter(|spec| environment.serves(spec)) {
         let name = format!("destination {}", spec.name);
         let tried = AssertUnwindSafe(try_destination(spec, environment)).catch_unwind().await;
         let tried = tried.unwrap_or_else(|_| Err("the relay failed, see the line before".into()));

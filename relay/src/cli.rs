@@ -65,7 +65,10 @@ pub struct Options {
     /// Deliveries that one destination may hold [default: 2000]
     #[arg(long, env = "OUTBOX_MAX_IN_FLIGHT", hide_env_values = true, value_name = "N")]
     pub max_in_flight: Option<usize>,
-    /// Payload bytes that one destination may hold [default: 16777216]
+    /// Events that the relay may hold [default: 10000]
+    #[arg(long, env = "OUTBOX_MAX_EVENTS_IN_FLIGHT", hide_env_values = true, value_name = "N")]
+    pub max_events_in_flight: Option<usize>,
+    /// Payload bytes that the relay may hold [default: 67108864]
     #[arg(long, env = "OUTBOX_MAX_BYTES_IN_FLIGHT", hide_env_values = true, value_name = "BYTES")]
     pub max_bytes_in_flight: Option<usize>,
     /// Events claimed at once [default: 500]
@@ -103,6 +106,12 @@ pub struct Options {
         default_missing_value = "true"
     )]
     pub webhook_https_only: Option<String>,
+    /// Serve only destinations whose names match, such as crm-*; repeat or separate by commas [default: all]
+    #[arg(long, env = "OUTBOX_DESTINATIONS", hide_env_values = true, value_name = "PATTERN", value_delimiter = ',')]
+    pub destinations: Option<Vec<String>>,
+    /// Destinations with metrics of their own; the others are summed as "other" [default: 100]
+    #[arg(long, env = "OUTBOX_METRICS_DESTINATIONS", hide_env_values = true, value_name = "N")]
+    pub metrics_destinations: Option<usize>,
     /// Form of the log lines [default: text]
     #[arg(long, env = "OUTBOX_LOG_FORMAT", hide_env_values = true, value_enum)]
     pub log_format: Option<LogFormat>,

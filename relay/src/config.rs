@@ -11,6 +11,7 @@ use crate::amqp_url::AmqpUrl;
 use crate::cli::{LogFormat, Options};
 use crate::error::{Error, Result};
 use crate::logging;
+use crate::pattern::Patterns;
 use crate::postgres::{self, ConnInfo, Variables};
 
 pub struct Config {
@@ -21,6 +22,10 @@ pub struct Config {
     pub webhook_proxy: Option<String>,
     pub webhook_ca_cert: Option<PathBuf>,
     pub webhook_https_only: bool,
+    /// Which destinations to serve.
+    pub destinations: Patterns,
+    /// How many destinations have metrics of their own.
+    pub metrics_destinations: usize,
     pub http_listen: SocketAddr,
     pub consumer: String,
     pub tuning: Tuning,
@@ -40,7 +45,11 @@ pub struct Amqp {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
+    /// Deliveries of one destination.
     pub max_in_flight: usize,
+    /// Events of the whole relay.
+    pub max_events_in_flight: usize,
+    /// Payloads of the whole relay.
     pub max_bytes_in_flight: usize,
     pub claim_batch: usize,
     pub lease: Duration,
@@ -60,6 +69,7 @@ struct File {
     http_listen: Option<String>,
     consumer: Option<String>,
     max_in_flight: Option<usize>,
+    max_events_in_flight: Option<usize>,
     max_bytes_in_flight: Option<usize>,
     claim_batch: Option<usize>,
     lease: Option<u64>,
@@ -68,6 +78,8 @@ struct File {
     webhook_proxy: Option<String>,
     webhook_ca_cert: Option<PathBuf>,
     webhook_https_only: Option<bool>,
+    destinations: Option<Vec<String>>,
+    metrics_destinations: Option<usize>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
 }
@@ -93,7 +105,8 @@ impl Config {
         };
         let tuning = Tuning {
             max_in_flight: o.max_in_flight.or(file.max_in_flight).unwrap_or(2000),
-            max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(16 << 20),
+            max_events_in_flight: o.max_events_in_flight.or(file.max_events_in_flight).unwrap_or(10_000),
+            max_bytes_in_flight: o.max_bytes_in_flight.or(file.max_bytes_in_flight).unwrap_or(64 << 20),
             claim_batch: o.claim_batch.or(file.claim_batch).unwrap_or(500),
             lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
         };
@@ -111,6 +124,10 @@ impl Config {
         let amqp = amqp_url.map(|url| amqp(&url, files)).transpose()?;
         let networks = o.webhook_allow_networks.clone().or(file.webhook_allow_networks).unwrap_or_default();
         check_networks(&networks)?;
+        let destinations = o.destinations.clone().or(file.destinations).unwrap_or_default();
+        let destinations = Patterns::new(&destinations).ok_or_else(|| {
+            wrong("destinations must be names of destinations, in which * stands for any run of characters")
+        })?;
         let log_level = text(&o.log_level).or(text(&file.log_level));
         Ok(Config {
             database,
@@ -126,6 +143,8 @@ impl Config {
                 Some(given) => truth("webhook_https_only", &given)?,
                 None => file.webhook_https_only.unwrap_or(false),
             },
+            destinations,
+            metrics_destinations: o.metrics_destinations.or(file.metrics_destinations).unwrap_or(100),
             http_listen: listen(text(&o.http_listen).or(text(&file.http_listen)))?,
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
@@ -219,6 +238,9 @@ fn check_tuning(tuning: &Tuning) -> Result<()> {
     }
     if tuning.max_in_flight == 0 || tuning.max_in_flight > 100_000 {
         return Err(wrong("max_in_flight must be from 1 to 100000"));
+    }
+    if tuning.max_events_in_flight == 0 || tuning.max_events_in_flight > 1_000_000 {
+        return Err(wrong("max_events_in_flight must be from 1 to 1000000"));
     }
     if tuning.max_bytes_in_flight == 0 {
         return Err(wrong("max_bytes_in_flight must be at least 1"));
@@ -397,6 +419,8 @@ mod tests {
         for options in [
             Options { claim_batch: Some(0), ..options() },
             Options { max_in_flight: Some(0), ..options() },
+            Options { max_events_in_flight: Some(0), ..options() },
+            Options { destinations: Some(vec!["postgres://u@h".into()]), ..options() },
             Options { lease: Some(0), ..options() },
             Options { amqp_url: Some("http://x".into()), ..options() },
             Options { consumer: Some("x".repeat(64)), ..options() },

@@ -2,8 +2,7 @@
 //! long. One task owns all of it, so there is no lock. Nothing here runs on a tick: each timer is set to the moment
 //! at which something that is held is due, and with nothing held there is none.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -14,17 +13,18 @@ use tokio::sync::watch;
 use tokio_postgres::Notification;
 
 use crate::agenda::Agenda;
+use crate::budget::{Budget, Room, Size};
 use crate::config::Tuning;
 use crate::destination::{Environment, Outcome, Spec, Standing};
+use crate::directory::Which;
 use crate::error::{Error, Result};
 use crate::lane::{Done, News};
-use crate::lanes::{Ask, Lanes};
+use crate::lanes::{Ask, Given, Lanes, Taken};
 use crate::lease::{Asked, Lease};
 use crate::ledger::{Ended, Key, Ledger, Settlement};
 use crate::metrics::Metrics;
-use crate::served::Limits;
 use crate::shutdown::Shutdown;
-use crate::store::{Claimed, Store, Unread};
+use crate::store::{Claimed, Store, Unread, Wanted};
 use crate::timer::sleep_until;
 use crate::trace;
 
@@ -39,7 +39,7 @@ pub fn answer_limit(tuning: &Tuning) -> Duration {
 /// What a claim brought, and what was asked for.
 struct Batch {
     asked: usize,
-    names: Vec<String>,
+    wanted: Wanted,
     events: Vec<Claimed>,
     at: Asked,
 }
@@ -48,7 +48,7 @@ struct Batch {
 enum Answer {
     Claimed(Batch),
     Settled(Settlement, Vec<f64>),
-    Destinations(Vec<Spec>),
+    Destinations(Which, Vec<Spec>),
     Renewed(Vec<i64>, Asked),
     Told,
 }
@@ -58,6 +58,7 @@ pub struct Dispatcher {
     environment: Arc<Environment>,
     tuning: Tuning,
     metrics: Metrics,
+    budget: Budget,
     lanes: Lanes,
     ledger: Ledger,
     done: UnboundedReceiver<Done>,
@@ -69,8 +70,6 @@ pub struct Dispatcher {
     more: bool,
     /// The next claim is also for destinations that lag behind.
     lagging_too: bool,
-    /// Bytes of an event, on a moving average.
-    average: usize,
     /// When to look again although nothing happened.
     look_again: Option<Instant>,
 }
@@ -79,13 +78,14 @@ impl Dispatcher {
     /// Ready to catch up: the first thing it does is to read the destinations, then to claim.
     pub fn new(store: Arc<Store>, environment: Arc<Environment>, tuning: Tuning, metrics: Metrics) -> Self {
         let (ended, done) = unbounded_channel();
-        let limits = Limits { max_in_flight: tuning.max_in_flight, max_bytes: tuning.max_bytes_in_flight };
-        let lanes = Lanes::new(limits, environment.clone(), metrics.clone(), ended);
+        let budget = Budget { max_events: tuning.max_events_in_flight, max_bytes: tuning.max_bytes_in_flight };
+        let lanes = Lanes::new(tuning.max_in_flight, environment.clone(), metrics.clone(), ended);
         Dispatcher {
             store,
             environment,
             tuning,
             metrics,
+            budget,
             lanes,
             ledger: Ledger::default(),
             done,
@@ -94,7 +94,6 @@ impl Dispatcher {
             agenda: Agenda::new(),
             more: true,
             lagging_too: false,
-            average: 1024,
             look_again: None,
         }
     }
@@ -128,25 +127,33 @@ impl Dispatcher {
         let now = Instant::now();
         self.look_again = self.ledger.report_partial(now);
         self.settle();
-        if self.agenda.begin_reading() {
-            self.read_destinations();
+        if let Some(which) = self.agenda.begin_reading() {
+            self.read_destinations(which);
         }
         if self.agenda.may_claim() {
-            let missed = self.lanes.any_missed(self.tuning.claim_batch, self.average, now);
+            let room = self.room();
+            let missed = self.lanes.any_missed(self.tuning.claim_batch, &room, now);
             if self.more || missed {
-                self.claim(now, self.lagging_too || missed);
+                self.claim(&room, self.lagging_too || missed, now);
             }
         }
         self.renew(now);
+        self.lanes.end_idle(now);
         if self.agenda.may_give_back() {
             self.give_back();
         }
-        self.metrics.held.set(i64::try_from(self.ledger.len()).unwrap_or(i64::MAX));
+        self.metrics.held.set(i64::try_from(self.ledger.load().events).unwrap_or(i64::MAX));
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        let probe = self.lanes.next_probe().filter(|_| self.agenda.may_claim());
-        [self.look_again, self.ledger.next_renewal(), probe].into_iter().flatten().min()
+        let next_try = self.lanes.next_try().filter(|_| self.agenda.may_claim());
+        let timers = [self.look_again, self.ledger.next_renewal(), next_try, self.lanes.next_end()];
+        timers.into_iter().flatten().min()
+    }
+
+    /// What is left of what the relay may hold.
+    fn room(&self) -> Room {
+        self.budget.room(self.ledger.load())
     }
 
     fn query(&mut self, query: impl Future<Output = Result<Answer>> + Send + 'static) {
@@ -157,29 +164,30 @@ impl Dispatcher {
         }));
     }
 
-    fn claim(&mut self, now: Instant, lagging_too: bool) {
-        match self.lanes.ask(self.tuning.claim_batch, self.average, lagging_too, now) {
+    fn claim(&mut self, room: &Room, lagging_too: bool, now: Instant) {
+        match self.lanes.ask(self.tuning.claim_batch, lagging_too, room, now) {
             Ask::Wait { until } => {
                 self.look_again = [self.look_again, until].into_iter().flatten().min();
             }
-            Ask::Claim { count, names } => {
-                (self.more, self.lagging_too) = (false, !self.lagging_too);
-                self.claim_for(count, names);
+            Ask::Claim { count, wanted } => {
+                if wanted.only.is_none() {
+                    (self.more, self.lagging_too) = (false, !self.lagging_too);
+                }
+                self.claim_for(count, wanted);
             }
-            Ask::Try { name } => self.claim_for(1, vec![name]),
         }
     }
 
-    fn claim_for(&mut self, asked: usize, names: Vec<String>) {
+    fn claim_for(&mut self, asked: usize, wanted: Wanted) {
         let (store, lease, at) = (self.store.clone(), self.tuning.lease, Asked::now());
-        let bytes = self.tuning.max_bytes_in_flight;
+        let bytes = self.budget.bytes_of_claim(self.ledger.load());
         self.agenda.claim_began();
         self.metrics.claims.inc();
         // Large events take their time: the limit is on silence, not on the whole.
         let silence = answer_limit(&self.tuning);
         self.queries.push(Box::pin(async move {
-            let events = store.claim(asked, &names, lease, bytes, silence).await?;
-            Ok(Answer::Claimed(Batch { asked, names, events, at }))
+            let events = store.claim(asked, &wanted, lease, bytes, silence).await?;
+            Ok(Answer::Claimed(Batch { asked, wanted, events, at }))
         }));
     }
 
@@ -199,11 +207,12 @@ impl Dispatcher {
         });
     }
 
-    fn read_destinations(&mut self) {
+    fn read_destinations(&mut self, which: Which) {
         let (store, environment) = (self.store.clone(), self.environment.clone());
         self.query(async move {
             environment.allow_networks_of_database(&store.webhook_allow_networks().await?);
-            Ok(Answer::Destinations(store.destinations().await?))
+            let specs = store.destinations(&which).await?;
+            Ok(Answer::Destinations(which, specs))
         });
     }
 
@@ -232,6 +241,11 @@ impl Dispatcher {
     fn answered(&mut self, answer: Answer) {
         match answer {
             Answer::Claimed(batch) => {
+                // One that was added a moment ago: what announces it is on its way.
+                let unknown = self.lanes.unknown(batch.events.iter().flat_map(|event| &event.destinations));
+                if !unknown.is_empty() {
+                    self.agenda.destinations_changed(Which::These(unknown));
+                }
                 if let Some(batch) = self.agenda.claim_answered(batch) {
                     self.claimed(batch);
                 }
@@ -243,10 +257,13 @@ impl Dispatcher {
                 self.metrics.processed(&latencies);
                 settlement.delivered.iter().for_each(|event_id| trace::step("settled", event_id, None));
             }
-            Answer::Destinations(specs) => {
+            Answer::Destinations(which, specs) => {
                 let kept = self.agenda.destinations_read();
                 self.more = true;
-                self.lanes.update(specs);
+                if which == Which::All && specs.is_empty() {
+                    say_that_there_is_no_destination();
+                }
+                self.lanes.update(&which, specs);
                 self.follow_broker();
                 self.tell_what_is_unable();
                 if let Some(batch) = kept {
@@ -285,7 +302,7 @@ impl Dispatcher {
     }
 
     fn tell_what_is_unable(&mut self) {
-        for (names, error) in self.lanes.take_reports() {
+        for (error, names) in self.lanes.take_reports() {
             let store = self.store.clone();
             self.query(async move {
                 store.destinations_unable(&names, &error).await?;
@@ -294,40 +311,43 @@ impl Dispatcher {
         }
     }
 
-    fn claimed(&mut self, Batch { asked, names, events, at }: Batch) {
+    fn claimed(&mut self, Batch { asked, wanted, events, at }: Batch) {
         self.metrics.claimed.inc_by(events.len() as u64);
         // Deliveries that are due again may come several to an event, and half of the room may have been kept for them.
         let deliveries: usize = events.iter().map(|event| event.destinations.len()).sum();
         let all = deliveries * 2 < asked || events.is_empty();
         self.more |= !all;
-        let mut given: HashMap<&str, usize> = HashMap::new();
-        let destinations = events.iter().flat_map(|event| &event.destinations);
-        destinations.for_each(|to| *given.entry(to).or_default() += 1);
-        self.lanes.claimed(&names, events.len(), &given, all);
-        if let Some(average) = events.iter().map(|e| e.size).sum::<usize>().checked_div(events.len()) {
-            self.average = if average > self.average { average } else { (self.average * 3 + average) / 4 };
-        }
+        let given = given(&events);
+        self.lanes.claimed(&wanted, events.len(), &given, all);
         let renew_at = Instant::now() + self.tuning.lease / 3;
         let lease = Arc::new(Lease::new(at, self.tuning.lease));
+        let crowded = events.len() >= asked;
         events.into_iter().for_each(|event| self.hand_out(event, renew_at, &lease));
-        self.lanes.flush();
+        self.lanes.flush(&wanted, &given, crowded);
     }
 
     fn hand_out(&mut self, claimed: Claimed, renew_at: Instant, lease: &Arc<Lease>) {
+        if claimed.destinations.is_empty() {
+            // There is no destination any more. Its lease ends.
+            return;
+        }
         let key = (claimed.token, claimed.id);
         trace::step("claimed", &claimed.event_id, None);
-        self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, renew_at, lease);
-        let event = match claimed.event {
-            Ok(event) => Some(Arc::new(event)).filter(|_| !self.agenda.is_stopping()),
+        let (room, size) = (self.room(), self.budget.size(claimed.size));
+        let kept = if claimed.event.is_ok() { size } else { Size::default() };
+        self.ledger.hold(key, claimed.destinations.len(), claimed.event_id, kept, renew_at, lease);
+        let taken = match claimed.event {
+            Ok(_) if self.agenda.is_stopping() => None,
+            Ok(event) => Some(Taken { key, size, event: Arc::new(event), lease: lease.clone(), room }),
             Err(Unread::NoRoom) => None,
             Err(Unread::Unreadable(error)) => return self.reject(key, &claimed.destinations, &error),
         };
         for destination in &claimed.destinations {
             let attempt = claimed.attempts.get(destination).copied().unwrap_or(0) + 1;
-            let given = match &event {
-                Some(event) => self.lanes.give(destination, key, claimed.size, attempt, event, lease),
+            let given = match &taken {
+                Some(taken) => self.lanes.give(destination, attempt, taken),
                 None => {
-                    self.lanes.refuse(destination, claimed.size);
+                    self.lanes.refuse(destination, size);
                     false
                 }
             };
@@ -362,7 +382,7 @@ impl Dispatcher {
     fn notified(&mut self, notification: &Notification) {
         self.metrics.notifications.inc();
         if notification.channel() == "outbox_destinations" {
-            self.agenda.destinations_changed();
+            self.agenda.destinations_changed(Which::named(notification.payload()));
         } else {
             trace::notified(notification.payload());
             self.more = true;
@@ -375,6 +395,30 @@ impl Dispatcher {
         self.ledger.stop();
         self.lanes.halt();
     }
+}
+
+fn given(events: &[Claimed]) -> Given {
+    let mut given = Given::new();
+    for event in events {
+        for to in &event.destinations {
+            if !given.contains_key(to) {
+                given.insert(to.clone(), (0, 0));
+            }
+            if let Some((deliveries, bytes)) = given.get_mut(to) {
+                (*deliveries, *bytes) = (*deliveries + 1, *bytes + event.size);
+            }
+        }
+    }
+    given
+}
+
+/// What an operator has to do first.
+const NO_DESTINATION: &str = "no destination yet, so events wait: SELECT outbox.add_rabbitmq('orders') or \
+     SELECT outbox.add_webhook('crm', 'https://…') adds one";
+
+fn say_that_there_is_no_destination() {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| tracing::info!("{NO_DESTINATION}"));
 }
 
 /// The next change of how the broker stands.

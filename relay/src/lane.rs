@@ -1,17 +1,18 @@
 //! One destination at work: a task that keeps its queue, has a limited number of deliveries under way, and reports each
-//! one's end. No lane waits for another, and a lane that fails gives back what it held and starts again.
+//! one's end. No lane waits for another, and a lane that fails gives back what it held and starts again. A destination has
+//! a lane from its first delivery until a while after its last.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::backoff::Backoff;
+use crate::budget::Size;
 use crate::destination::{Destination, Event, Outcome};
 use crate::lease::Lease;
 use crate::ledger::{Ended, Key};
@@ -36,13 +37,13 @@ pub struct Report {
     pub lane: u32,
     pub destination: Arc<str>,
     pub key: Key,
-    pub size: usize,
+    pub size: Size,
     pub done: UnboundedSender<Done>,
     open: bool,
 }
 
 impl Report {
-    pub fn new(lane: u32, destination: Arc<str>, key: Key, size: usize, done: UnboundedSender<Done>) -> Self {
+    pub fn new(lane: u32, destination: Arc<str>, key: Key, size: Size, done: UnboundedSender<Done>) -> Self {
         Report { lane, destination, key, size, done, open: true }
     }
 
@@ -94,7 +95,7 @@ pub struct Done {
     pub lane: u32,
     pub destination: Arc<str>,
     pub key: Key,
-    pub size: usize,
+    pub size: Size,
     pub ended: Ended,
     pub news: News,
 }
@@ -118,27 +119,30 @@ pub enum Order {
     Halt,
 }
 
+/// How fast a destination may be called; it outlives its lane.
+pub type SharedPace = Arc<Mutex<Pace>>;
+
 /// Starts the lane's task. It ends when the sender is dropped, and what is under way is dropped with it.
-pub fn start(name: Arc<str>, settings: Settings, metrics: LaneMetrics) -> UnboundedSender<Order> {
+pub fn start(name: Arc<str>, settings: Settings, pace: SharedPace, metrics: LaneMetrics) -> UnboundedSender<Order> {
     let (orders, inbox) = unbounded_channel();
-    tokio::spawn(keep(name, settings, metrics, inbox));
+    tokio::spawn(keep(Lane::new(name, settings, pace, metrics), inbox));
     orders
 }
 
 /// Lets the lane run, and begins anew when it fails: what it held then has been reported by being dropped.
-async fn keep(name: Arc<str>, settings: Settings, metrics: LaneMetrics, mut inbox: UnboundedReceiver<Order>) {
+async fn keep(mut lane: Lane, mut inbox: UnboundedReceiver<Order>) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-    let mut lane = Lane::new(name.clone(), settings, metrics.clone());
     loop {
         if AssertUnwindSafe(lane.run(&mut inbox)).catch_unwind().await.is_ok() {
             return;
         }
         tracing::error!(
-            destination = &*name,
+            destination = &*lane.name,
             "the task of a destination has failed; it gives back what it held and starts anew"
         );
-        metrics.in_flight.set(0);
-        lane = Lane { halted: lane.halted, ..Lane::new(name.clone(), lane.settings.clone(), metrics.clone()) };
+        lane.metrics.in_flight.sub(i64::try_from(lane.under_way).unwrap_or(0));
+        let Lane { name, settings, pace, metrics, halted, .. } = lane;
+        lane = Lane { halted, ..Lane::new(name, settings, pace, metrics) };
         if let Some(backoff) = &mut backoff {
             tokio::time::sleep(backoff.next()).await;
         }
@@ -150,83 +154,65 @@ struct Lane {
     settings: Settings,
     metrics: LaneMetrics,
     queue: Queue<Item>,
-    pace: Pace,
+    pace: SharedPace,
+    under_way: usize,
     /// Rises when the destination is found to be down.
     epoch: u64,
     halted: bool,
 }
 
 impl Lane {
-    fn new(name: Arc<str>, settings: Settings, metrics: LaneMetrics) -> Self {
-        let pace = Pace::new(settings.concurrency);
-        Lane { name, settings, metrics, queue: Queue::default(), pace, epoch: 0, halted: false }
+    fn new(name: Arc<str>, settings: Settings, pace: SharedPace, metrics: LaneMetrics) -> Self {
+        Lane { name, settings, metrics, queue: Queue::default(), pace, under_way: 0, epoch: 0, halted: false }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(&mut self, inbox: &mut UnboundedReceiver<Order>) {
         let mut under_way = FuturesUnordered::new();
-        let mut preparing = self.prepare();
         loop {
-            while let Some((key, item)) = self.next(under_way.len()) {
+            while let Some((key, item)) = self.next() {
                 self.metrics.in_flight.inc();
+                self.under_way += 1;
                 let target = self.settings.target.clone();
                 under_way.push(attempt(target, self.name.clone(), self.epoch, key, item));
             }
-            let wait = self.pace.not_before(Instant::now()).filter(|_| !self.queue.is_empty());
+            let wait = self.pace().not_before(Instant::now()).filter(|_| !self.queue.is_empty());
             tokio::select! {
                 biased;
                 Some((epoch, key, item, outcome)) = under_way.next(), if !under_way.is_empty() => {
                     self.metrics.in_flight.dec();
+                    self.under_way -= 1;
                     self.ended(epoch, key, item, outcome);
                 }
                 order = inbox.recv() => match order {
-                    Some(order) => {
-                        let changed = matches!(order, Order::Change(_));
-                        self.obey(order);
-                        if changed {
-                            preparing = self.prepare();
-                        }
-                    }
+                    Some(order) => self.obey(order),
                     None => break,
                 },
-                () = &mut preparing => preparing = std::future::pending().boxed(),
                 () = sleep_until(wait), if wait.is_some() => {}
             }
         }
-        self.metrics.in_flight.sub(i64::try_from(under_way.len()).unwrap_or(0));
+        self.metrics.in_flight.sub(i64::try_from(self.under_way).unwrap_or(0));
     }
 
     /// The next delivery that may begin now. Those that this relay holds no lease of any more go back.
-    fn next(&mut self, under_way: usize) -> Option<(OrderingKey, Item)> {
+    fn next(&mut self) -> Option<(OrderingKey, Item)> {
         let now = Instant::now();
-        if !self.pace.has_room(under_way) || self.pace.not_before(now).is_some() {
+        let may_begin = |pace: &Pace| pace.has_room(self.under_way) && pace.not_before(now).is_none();
+        if !may_begin(&self.pace()) {
             return None;
         }
         while let Some((key, item)) = self.queue.pop() {
             if !item.lease.is_over() {
-                self.pace.began(now);
+                self.pace().began(now);
                 return Some((key, item));
             }
             item.release();
             self.queue.abandon(key).into_iter().for_each(Item::release);
         }
         None
-    }
-
-    /// Ends when the destination is ready for its first event; what does not come up is tried again.
-    fn prepare(&self) -> BoxFuture<'static, ()> {
-        let (target, name) = (self.settings.target.clone(), self.name.clone());
-        async move {
-            let Ok(destination) = &*target else { return };
-            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-            while let Err(error) = destination.prepare().await {
-                tracing::debug!(destination = &*name, error, "not ready");
-                match &mut backoff {
-                    Some(backoff) => tokio::time::sleep(backoff.next()).await,
-                    None => return,
-                }
-            }
-        }
-        .boxed()
     }
 
     fn obey(&mut self, order: Order) {
@@ -236,7 +222,7 @@ impl Lane {
                 items.into_iter().for_each(|item| self.queue.push(item.ordering_key, item));
             }
             Order::Change(settings) => {
-                self.pace.set_ceiling(settings.concurrency);
+                self.pace().set_ceiling(settings.concurrency);
                 self.settings = settings;
             }
             Order::Halt => {
@@ -277,13 +263,13 @@ impl Lane {
     fn news(&mut self, outcome: &Outcome) -> News {
         match outcome {
             Outcome::Delivered => {
-                self.pace.succeeded(Instant::now());
+                self.pace().succeeded(Instant::now());
                 News::Well
             }
             Outcome::Failed { .. } | Outcome::Rejected { .. } => News::Well,
             Outcome::Unavailable { error } => News::Down { error: error.clone(), retry_in: None },
             Outcome::Throttled { error, retry_in } => {
-                self.pace.throttled(Instant::now());
+                self.pace().throttled(Instant::now());
                 News::Down { error: error.clone(), retry_in: *retry_in }
             }
             Outcome::Unable { error } => News::Unable(error.clone()),
@@ -326,9 +312,10 @@ mod tests {
         deliver: fn(&Event) -> Outcome,
     ) -> (UnboundedSender<Order>, UnboundedSender<Done>, UnboundedReceiver<Done>) {
         let settings = Settings { target: Arc::new(Ok(Destination::Fake(deliver))), concurrency: 1, blocks: false };
-        let metrics = Metrics::new().expect("metrics").lane("fake");
+        let metrics = Metrics::new(1).expect("metrics").lane("fake");
+        let pace = Arc::new(Mutex::new(Pace::new(1)));
         let (done, ended) = unbounded_channel();
-        (start("fake".into(), settings, metrics), done, ended)
+        (start("fake".into(), settings, pace, metrics), done, ended)
     }
 
     fn item(id: i64, done: &UnboundedSender<Done>, lease: Duration) -> Item {
@@ -337,7 +324,7 @@ mod tests {
             attempt: 1,
             event: Arc::new(sample_event()),
             lease: Arc::new(Lease::new(Asked::now(), lease)),
-            report: Report::new(0, "fake".into(), (1, id), 1, done.clone()),
+            report: Report::new(0, "fake".into(), (1, id), Size::default(), done.clone()),
         }
     }
 

@@ -1,149 +1,304 @@
-//! The destinations that this relay serves, each with its lane and its window; kept in step with the database.
+//! The destinations that this relay serves, and the lanes of those that have something to do; kept in step with the
+//! database. A destination has a lane from its first delivery until a while after its last.
 //!
 //! A destination that is down, or that this relay can't serve, is not asked for; after a while one event is, to see
 //! whether it is so still. Nobody else notices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::destination::{Environment, Event, Spec, Standing};
-use crate::lane::{Done, Item, News, Order, Report};
+use crate::budget::{Room, Size};
+use crate::destination::{BROKER, Destination, Environment, Event, Spec, Standing};
+use crate::directory::{Change, Directory, Which};
+use crate::lane::{Done, Item, News, Order, Report, SharedPace};
 use crate::lease::Lease;
 use crate::ledger::Key;
-use crate::metrics::Metrics;
-use crate::pause::Pause;
+use crate::metrics::{Metrics, Unable};
+use crate::pauses::Pauses;
+use crate::prepare::Preparer;
 use crate::queue::OrderingKey;
-use crate::served::{Limits, Served};
-use crate::window::{self, Plan, Window};
+use crate::served::Served;
+use crate::store::Wanted;
+use crate::window::Window;
+use crate::windows::{Id, Plan, Question, Windows};
+
+/// How long a lane stays after its last delivery.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Lanes that may stay although they have nothing to do.
+const MOST_IDLE: usize = 500;
+
+/// Destinations that are tried with one claim.
+const TRIES: usize = 64;
+
+/// More changes than these are not logged one by one.
+const MOST_LOGGED: usize = 20;
 
 pub struct Lanes {
-    lanes: Vec<Served>,
-    limits: Limits,
+    directory: Directory,
+    lanes: HashMap<Id, Served>,
+    by_name: HashMap<Arc<str>, Id>,
+    windows: Windows,
+    /// Lanes with nothing to do, and since when.
+    idle: BTreeSet<(Instant, Id)>,
+    /// Of destinations without a lane that were throttled.
+    paces: HashMap<Arc<str>, SharedPace>,
+    /// Webhooks that are left alone.
+    webhooks: Pauses<LeftAlone>,
+    /// RabbitMQ destinations that are left alone.
+    of_broker: Pauses<LeftAlone>,
+    /// Destinations that a claim handed events out for, and that could not be read.
+    unserved: BTreeSet<Arc<str>>,
+    /// Lanes that the present batch gave something to, or refused.
+    touched: BTreeSet<Id>,
+    max_in_flight: usize,
     environment: Arc<Environment>,
     metrics: Metrics,
+    preparer: Preparer,
     done: UnboundedSender<Done>,
-    next_id: u32,
+    next_id: Id,
     /// How the connection to the broker stands.
     broker: Standing,
     networks: u64,
-    /// What the database is to be told: destinations, and why this relay can't serve them.
-    reports: Vec<(Vec<String>, String)>,
+    /// What the database is to be told: why this relay can't serve which destinations.
+    reports: BTreeMap<String, Vec<Arc<str>>>,
     /// The last claim could be a try.
     tried: bool,
 }
 
+/// What ends when a destination is no longer left alone.
+#[derive(Default)]
+struct LeftAlone {
+    _unable: Option<Unable>,
+    /// This relay has no such destination as it is configured.
+    broken: bool,
+}
+
+/// What a claim brought to each destination: deliveries and their bytes.
+pub type Given = HashMap<String, (usize, usize)>;
+
+/// An event of a claim, to be given to its destinations.
+pub struct Taken {
+    pub key: Key,
+    pub size: Size,
+    pub event: Arc<Event>,
+    pub lease: Arc<Lease>,
+    /// What the relay had left before it took the event: the same for each of its destinations, whatever its name.
+    pub room: Room,
+}
+
 /// What a claim asks for.
 pub enum Ask {
-    Claim {
-        count: usize,
-        names: Vec<String>,
-    },
-    /// One event for this one, which could not be served; the others are still to be asked for.
-    Try {
-        name: String,
-    },
-    Wait {
-        until: Option<Instant>,
-    },
+    Claim { count: usize, wanted: Wanted },
+    Wait { until: Option<Instant> },
 }
 
 impl Lanes {
-    pub fn new(limits: Limits, environment: Arc<Environment>, metrics: Metrics, done: UnboundedSender<Done>) -> Self {
+    pub fn new(
+        max_in_flight: usize,
+        environment: Arc<Environment>,
+        metrics: Metrics,
+        done: UnboundedSender<Done>,
+    ) -> Self {
         let networks = environment.generation_of_networks();
         Lanes {
-            lanes: Vec::new(),
-            limits,
+            directory: Directory::default(),
+            lanes: HashMap::new(),
+            by_name: HashMap::new(),
+            windows: Windows::default(),
+            idle: BTreeSet::new(),
+            paces: HashMap::new(),
+            webhooks: Pauses::default(),
+            of_broker: Pauses::default(),
+            unserved: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            max_in_flight,
+            preparer: Preparer::new(environment.clone()),
             environment,
             metrics,
             done,
             next_id: 0,
             broker: Standing::Connecting,
             networks,
-            reports: Vec::new(),
+            reports: BTreeMap::new(),
             tried: false,
         }
     }
 
-    /// Takes up what changed: new, changed and removed destinations, and networks that may or may not be reached now.
-    pub fn update(&mut self, specs: Vec<Spec>) {
+    /// Takes up what was read: new, changed and removed destinations, and networks that may or may not be reached now.
+    pub fn update(&mut self, which: &Which, specs: Vec<Spec>) {
+        let (mut found, mut added, mut changed) = (BTreeSet::new(), Vec::new(), Vec::new());
+        for spec in specs {
+            if !self.environment.serves(&spec) {
+                continue;
+            }
+            let name = spec.name.clone();
+            found.insert(name.clone());
+            self.unserved.remove(&name);
+            match self.directory.put(spec) {
+                Change::Added => {
+                    self.take_up(&name);
+                    added.push(name);
+                }
+                Change::Changed => {
+                    self.rebuild(&name);
+                    self.take_up(&name);
+                    changed.push(name);
+                }
+                // An operator may have resumed it.
+                Change::Same if self.is_left_alone(&name) => self.retry(&name),
+                Change::Same => {}
+            }
+        }
+        let removed = self.directory.remove_missing(which, &found);
+        removed.iter().for_each(|name| self.remove(name));
+        match which {
+            Which::All => {
+                self.metrics.retain(|name| self.directory.get(name).is_some());
+                self.unserved.clear();
+            }
+            Which::These(names) => self.unserved.retain(|name| !names.contains(&**name)),
+        }
         let networks = self.environment.generation_of_networks();
-        let other_networks = std::mem::replace(&mut self.networks, networks) != networks;
-        let served: Vec<Spec> = specs.into_iter().filter(|spec| self.environment.serves(&spec.kind)).collect();
-        for lane in self.lanes.iter_mut().filter(|lane| !lane.retired) {
-            if !served.iter().any(|spec| spec.name == *lane.name) {
-                tracing::info!(destination = &*lane.name, "no longer served");
-                lane.retire();
-            }
+        if std::mem::replace(&mut self.networks, networks) != networks {
+            self.networks_changed();
         }
-        for spec in served {
-            match self.lanes.iter().position(|lane| !lane.retired && *lane.name == *spec.name) {
-                Some(at) if self.lanes[at].spec == spec && !(other_networks && spec.kind == "webhook") => {
-                    // An operator may have resumed it.
-                    self.retry(at);
-                }
-                Some(at) => {
-                    tracing::info!(destination = spec.name, "changed");
-                    self.lanes[at].spec = spec;
-                    self.lanes[at].rebuild(self.limits, &self.environment);
-                    self.retry(at);
-                }
-                None => self.add(spec),
-            }
-        }
-        self.lanes.retain(|lane| !(lane.retired && lane.window.held == 0));
+        self.log(&added, "served");
+        self.log(&changed, "changed");
+        self.log(&removed, "no longer served");
     }
 
-    fn add(&mut self, spec: Spec) {
-        tracing::info!(destination = spec.name, kind = spec.kind, "served");
-        let metrics = self.metrics.lane(&spec.name);
-        self.lanes.push(Served::start(self.next_id, spec, self.limits, &self.environment, metrics));
-        self.next_id += 1;
-        self.retry(self.lanes.len() - 1);
+    fn log(&self, names: &[Arc<str>], what: &str) {
+        if names.len() > MOST_LOGGED {
+            tracing::info!(destinations = names.len(), "{what}");
+            return;
+        }
+        for name in names {
+            match self.directory.get(name) {
+                Some(spec) => tracing::info!(destination = &**name, kind = spec.kind, "{what}"),
+                None => tracing::info!(destination = &**name, "{what}"),
+            }
+        }
+    }
+
+    /// The destination is new, or is configured otherwise now.
+    fn take_up(&mut self, name: &Arc<str>) {
+        self.retry(name);
+        if let Some(spec) = self.directory.get(name).filter(|spec| spec.is_rabbitmq()) {
+            self.preparer.prepare(spec);
+        }
+    }
+
+    /// Makes its lane, if it has one, anew from its row.
+    fn rebuild(&mut self, name: &str) {
+        let lane = self.by_name.get(name).and_then(|id| self.lanes.get_mut(id));
+        if let (Some(lane), Some(spec)) = (lane, self.directory.get(name)) {
+            let limit = lane.rebuild(spec, self.max_in_flight, &self.environment);
+            self.windows.set_limit(lane.id, limit);
+        }
+    }
+
+    fn remove(&mut self, name: &Arc<str>) {
+        if let Some(id) = self.by_name.remove(name) {
+            // It finishes what is under way.
+            self.windows.set_paused(id, true);
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.retire();
+            }
+            if self.windows.get(id).is_none_or(|window| window.held == 0) {
+                self.end(id);
+            }
+        }
+        self.webhooks.end(name);
+        self.of_broker.end(name);
+        self.paces.remove(name);
+        self.preparer.forget(name);
+        self.metrics.forget(name);
+    }
+
+    /// Other addresses may be reached now, and connections that were made before are not used any more.
+    fn networks_changed(&mut self) {
+        let of_webhook = |lane: &&Served| self.directory.get(&lane.name).is_some_and(|spec| !spec.is_rabbitmq());
+        let names: Vec<Arc<str>> = self.lanes.values().filter(of_webhook).map(|lane| lane.name.clone()).collect();
+        names.iter().for_each(|name| self.rebuild(name));
+        let left_alone: Vec<Arc<str>> = self.webhooks.names().cloned().collect();
+        left_alone.iter().for_each(|name| self.retry(name));
+        tracing::info!(setting = "outbox.webhook_allow_networks", "changed");
+    }
+
+    fn is_left_alone(&self, name: &str) -> bool {
+        self.webhooks.contains(name) || self.of_broker.contains(name)
     }
 
     /// Asks for it again, as far as this relay can serve it at all.
-    fn retry(&mut self, at: usize) {
-        let down = self.broker.reason().map(str::to_owned);
-        let lane = &mut self.lanes[at];
-        let why = lane.broken.clone().or_else(|| down.filter(|_| lane.is_rabbitmq()));
-        let before = std::mem::replace(&mut lane.pause, why.as_ref().map(|_| Pause::new(Instant::now())));
-        if before.is_some() || why.is_some() {
-            self.metrics.unable(&lane.name, why.is_some());
+    fn retry(&mut self, name: &Arc<str>) {
+        self.ask_for(name);
+        let Some(spec) = self.directory.get(name) else { return };
+        let wrong = Destination::validate(spec, &self.environment).err().map(|error| error.to_string());
+        let broken = wrong.is_some();
+        let down = self.broker.reason().filter(|_| spec.is_rabbitmq()).map(str::to_owned);
+        if let Some(why) = wrong.or(down) {
+            self.leave_alone(name, broken);
+            self.reports.entry(why).or_default().push(name.clone());
         }
-        if let Some(why) = why {
-            self.reports.push((vec![lane.name.to_string()], why));
+    }
+
+    fn pauses(&mut self, name: &str) -> &mut Pauses<LeftAlone> {
+        match self.directory.get(name).is_some_and(Spec::is_rabbitmq) {
+            true => &mut self.of_broker,
+            false => &mut self.webhooks,
+        }
+    }
+
+    /// This relay can't deliver there.
+    fn leave_alone(&mut self, name: &Arc<str>, broken: bool) {
+        let unable = self.metrics.unable(name);
+        let now = Instant::now();
+        *self.pauses(name).begin(name, now) = LeftAlone { _unable: Some(unable), broken };
+        self.set_paused(name, true);
+    }
+
+    /// It is no longer left alone. Whether it was.
+    fn ask_for(&mut self, name: &str) -> bool {
+        let was = self.webhooks.end(name) | self.of_broker.end(name);
+        self.set_paused(name, false);
+        was
+    }
+
+    fn set_paused(&mut self, name: &str, paused: bool) {
+        if let Some(id) = self.by_name.get(name) {
+            self.windows.set_paused(*id, paused);
         }
     }
 
     pub fn needs_broker(&self) -> bool {
-        self.lanes.iter().any(Served::is_rabbitmq)
+        self.directory.of_brokers() > 0
     }
 
     /// The connection to the broker stands otherwise now. The destinations that can be served again.
-    pub fn broker_changed(&mut self, standing: Standing) -> Vec<String> {
+    pub fn broker_changed(&mut self, standing: Standing) -> Vec<Arc<str>> {
         self.broker = standing;
-        let of_broker = |lane: &&mut Served| lane.is_rabbitmq() && !lane.retired;
-        let names = self.lanes.iter_mut().filter(of_broker).map(|lane| lane.name.to_string()).collect::<Vec<_>>();
-        match self.broker.reason() {
+        let of_broker = self.directory.specs().filter(|spec| spec.is_rabbitmq());
+        let names: Vec<Arc<str>> = of_broker.map(|spec| spec.name.clone()).collect();
+        match self.broker.reason().map(str::to_owned) {
             Some(why) => {
-                let now = Instant::now();
-                for lane in self.lanes.iter_mut().filter(of_broker) {
-                    self.metrics.unable(&lane.name, true);
-                    lane.pause.get_or_insert_with(|| Pause::new(now)).something_is_owed();
+                self.of_broker.something_came();
+                for name in names.iter().filter(|name| !self.of_broker.contains(name)).cloned().collect::<Vec<_>>() {
+                    self.leave_alone(&name, false);
                 }
                 if !names.is_empty() {
-                    self.reports.push((names, why.to_owned()));
+                    self.reports.insert(why, names);
                 }
                 Vec::new()
             }
             None if self.broker == Standing::Up => {
-                for lane in self.lanes.iter_mut().filter(of_broker).filter(|lane| lane.broken.is_none()) {
-                    if lane.pause.take().is_some() {
-                        self.metrics.unable(&lane.name, false);
+                for name in &names {
+                    if self.of_broker.get(name).is_some_and(|left| !left.broken) {
+                        self.ask_for(name);
                     }
                 }
                 names
@@ -153,169 +308,278 @@ impl Lanes {
     }
 
     /// What the database has not been told yet.
-    pub fn take_reports(&mut self) -> Vec<(Vec<String>, String)> {
+    pub fn take_reports(&mut self) -> BTreeMap<String, Vec<Arc<str>>> {
         std::mem::take(&mut self.reports)
     }
 
     /// Something may have come for those that are not asked for.
     pub fn something_came(&mut self) {
-        self.lanes.iter_mut().filter_map(|lane| lane.pause.as_mut()).for_each(Pause::something_is_owed);
+        self.webhooks.something_came();
+        self.of_broker.something_came();
+    }
+
+    /// While it is not known how the broker is, nothing of its destinations is touched.
+    fn broker_is_known(&self) -> bool {
+        self.broker != Standing::Connecting
     }
 
     /// When one that is not asked for is to be tried.
-    pub fn next_probe(&self) -> Option<Instant> {
-        self.lanes
-            .iter()
-            .filter(|lane| lane.may_be_tried(&self.broker))
-            .filter_map(|lane| lane.pause.as_ref()?.due())
-            .min()
+    pub fn next_try(&self) -> Option<Instant> {
+        let of_broker = self.of_broker.next().filter(|_| self.broker_is_known());
+        [self.webhooks.next(), of_broker].into_iter().flatten().min()
     }
 
     /// What the next claim asks for. Tries and claims for all others take turns.
-    pub fn ask(&mut self, batch: usize, average: usize, lagging_too: bool, now: Instant) -> Ask {
+    pub fn ask(&mut self, batch: usize, lagging_too: bool, room: &Room, now: Instant) -> Ask {
         self.tried = !self.tried;
         if self.tried
-            && let Some(name) = self.probe(now)
+            && let Some(ask) = self.try_again(room, now)
         {
-            return Ask::Try { name };
+            return ask;
         }
-        match self.ask_for_all(batch, average, lagging_too, now) {
-            Ask::Wait { until } => match self.probe(now) {
-                Some(name) => Ask::Try { name },
-                None => Ask::Wait { until },
-            },
+        match self.ask_for_all(batch, lagging_too, room, now) {
+            Ask::Wait { until } => self.try_again(room, now).unwrap_or(Ask::Wait { until }),
             claim => claim,
         }
     }
 
-    fn ask_for_all(&mut self, batch: usize, average: usize, lagging_too: bool, now: Instant) -> Ask {
-        let broker = &self.broker;
-        let (names, mut windows): (Vec<&Arc<str>>, Vec<&mut Window>) = self
-            .lanes
-            .iter_mut()
-            .filter(|lane| lane.is_asked_for(broker))
-            .map(|lane| (&lane.name, &mut lane.window))
-            .unzip();
-        match window::plan(&mut windows, batch, average, lagging_too, now) {
+    fn ask_for_all(&mut self, batch: usize, lagging_too: bool, room: &Room, now: Instant) -> Ask {
+        let up = self.broker == Standing::Up;
+        let webhooks = self.directory.webhooks().saturating_sub(self.webhooks.len());
+        let of_broker = self.directory.of_brokers().saturating_sub(self.of_broker.len());
+        let destinations = webhooks + if up { of_broker } else { 0 };
+        match self.windows.plan(&Question { destinations, batch, lagging_too, room, now }) {
             Plan::Wait { until } => Ask::Wait { until },
-            Plan::Claim { count, include } => {
-                Ask::Claim { count, names: include.iter().map(|i| names[*i].to_string()).collect() }
+            Plan::Claim { count, without } => {
+                let lanes = without.iter().filter_map(|id| self.lanes.get(id)).map(|lane| &lane.name);
+                let left_alone = self.webhooks.names().chain(self.of_broker.names().filter(|_| up));
+                let passed = lanes.chain(left_alone).chain(&self.unserved).cloned().collect();
+                let brokers = if up { vec![BROKER] } else { Vec::new() };
+                Ask::Claim { count, wanted: Wanted { passed, brokers, only: None } }
             }
         }
     }
 
-    /// One event for a destination that could not be served, to see whether it can.
-    fn probe(&mut self, now: Instant) -> Option<String> {
-        let due = |lane: &Served| {
-            lane.may_be_tried(&self.broker)
-                && lane.window.held == 0
-                && lane.pause.as_ref().is_some_and(|p| p.is_due(now))
-        };
-        let at = self.lanes.iter().position(due)?;
-        if self.lanes[at].broken.is_some() {
-            self.lanes[at].rebuild(self.limits, &self.environment);
+    /// One event for each of a few destinations that could not be served, to see whether they can.
+    fn try_again(&mut self, room: &Room, now: Instant) -> Option<Ask> {
+        let most = TRIES.min(room.events);
+        let mut due = self.webhooks.take_due(now, most);
+        if self.broker_is_known() {
+            due.extend(self.of_broker.take_due(now, most - due.len()));
         }
-        let lane = &mut self.lanes[at];
-        lane.pause.as_mut()?.tried(now);
-        Some(lane.name.to_string())
+        // What is under way there will tell.
+        due.retain(|name| self.held(name) == 0);
+        for name in &due {
+            if self.by_name.get(name).and_then(|id| self.lanes.get(id)).is_some_and(|lane| lane.broken) {
+                self.rebuild(name);
+            }
+        }
+        let brokers = if self.environment.has_broker() { vec![BROKER] } else { Vec::new() };
+        let wanted = |only| Wanted { passed: Vec::new(), brokers, only: Some(only) };
+        (!due.is_empty()).then(|| Ask::Claim { count: due.len(), wanted: wanted(due) })
+    }
+
+    fn held(&self, name: &str) -> usize {
+        self.by_name.get(name).and_then(|id| self.windows.get(*id)).map_or(0, |window| window.held)
     }
 
     /// Whether there is something to claim for that the last claim left out.
-    pub fn any_missed(&self, batch: usize, average: usize, now: Instant) -> bool {
-        self.lanes.iter().any(|lane| match &lane.pause {
-            None => lane.is_asked_for(&self.broker) && lane.window.is_missed(batch, average),
-            Some(pause) => lane.may_be_tried(&self.broker) && lane.window.held == 0 && pause.is_due(now),
-        })
+    pub fn any_missed(&mut self, batch: usize, room: &Room, now: Instant) -> bool {
+        self.windows.any_missed(batch, room) || self.next_try().is_some_and(|at| at <= now)
     }
 
-    /// A claim for these destinations brought so many events and was all there was, or not.
-    pub fn claimed(&mut self, names: &[String], events: usize, given: &HashMap<&str, usize>, all: bool) {
-        for lane in self.lanes.iter_mut().filter(|lane| names.iter().any(|name| **name == *lane.name)) {
-            if lane.pause.is_none() {
-                lane.window.brought(given.get(&*lane.name).copied().unwrap_or(0), events);
-            }
-            if all {
-                lane.window.caught_up();
+    /// Those of these destinations that this relay does not know.
+    pub fn unknown<'a>(&self, names: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+        names.filter(|name| self.directory.get(name).is_none()).cloned().collect()
+    }
+
+    /// A claim brought so many events, and was all there was, or not.
+    pub fn claimed(&mut self, wanted: &Wanted, events: usize, given: &Given, all: bool) {
+        let mut by_lane = HashMap::new();
+        for (name, brought) in given {
+            if let Some(id) = self.lane(name) {
+                by_lane.insert(id, *brought);
             }
         }
+        match &wanted.only {
+            None => {
+                self.windows.brought(&by_lane, events);
+                if all {
+                    self.windows.all_caught_up();
+                }
+            }
+            Some(names) if all => {
+                let ids: Vec<Id> = names.iter().filter_map(|name| self.by_name.get(name)).copied().collect();
+                ids.into_iter().for_each(|id| self.windows.caught_up(id));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The lane of a destination, which has one from now on.
+    fn lane(&mut self, name: &str) -> Option<Id> {
+        if let Some(id) = self.by_name.get(name) {
+            return Some(*id);
+        }
+        let spec = self.directory.get(name)?;
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let (pace, metrics) = (self.paces.remove(name), self.metrics.lane(name));
+        let now = Instant::now();
+        let (mut lane, limit) = Served::start(id, spec, self.max_in_flight, &self.environment, pace, metrics);
+        lane.idle_since = Some(now);
+        let mut window = Window::new(limit, self.max_in_flight);
+        window.paused = self.is_left_alone(name);
+        self.windows.add(id, window);
+        self.by_name.insert(lane.name.clone(), id);
+        self.lanes.insert(id, lane);
+        self.idle.insert((now, id));
+        Some(id)
     }
 
     /// Gives an event to one of its destinations, unless that one has no room or is not served.
-    pub fn give(
-        &mut self,
-        to: &str,
-        key: Key,
-        size: usize,
-        attempt: u32,
-        event: &Arc<Event>,
-        lease: &Arc<Lease>,
-    ) -> bool {
-        let Some(lane) = self.lanes.iter_mut().find(|lane| !lane.retired && *lane.name == *to) else {
+    pub fn give(&mut self, to: &str, attempt: u32, taken: &Taken) -> bool {
+        let Taken { key, size, event, lease, room } = taken;
+        let Some(id) = self.lane(to) else {
+            self.unserved.insert(to.into());
             return false;
         };
-        if !lane.window.admit(size) {
+        self.touched.insert(id);
+        // One shows whether it can be served again.
+        let tried = self.windows.get(id).is_some_and(|window| window.paused && window.held > 0);
+        if tried || !self.windows.admit(id, *size, room) {
             return false;
         }
-        let report = Report::new(lane.id, lane.name.clone(), key, size, self.done.clone());
+        let Some(lane) = self.lanes.get_mut(&id) else { return false };
+        if let Some(since) = lane.idle_since.take() {
+            self.idle.remove(&(since, id));
+        }
+        let report = Report::new(lane.id, lane.name.clone(), *key, *size, self.done.clone());
         let ordering_key = ordering_key(event);
         lane.batch.push(Item { ordering_key, attempt, event: event.clone(), lease: lease.clone(), report });
         true
     }
 
     /// An event for it was too large to be kept.
-    pub fn refuse(&mut self, destination: &str, size: usize) {
-        if let Some(lane) = self.lanes.iter_mut().find(|lane| !lane.retired && *lane.name == *destination) {
-            lane.window.refuse(size);
+    pub fn refuse(&mut self, destination: &str, size: Size) {
+        if let Some(id) = self.lane(destination) {
+            self.touched.insert(id);
+            self.windows.refuse(id, size);
         }
     }
 
-    /// Hands over what was given since the last time.
-    pub fn flush(&mut self) {
-        for lane in &mut self.lanes {
-            lane.window.end_batch();
-            let batch = std::mem::take(&mut lane.batch);
-            if !batch.is_empty() {
-                lane.send(Order::Deliver(batch));
+    /// Hands over what was given since the last time, and enters what came of a try.
+    pub fn flush(&mut self, wanted: &Wanted, given: &Given, crowded: bool) {
+        for id in std::mem::take(&mut self.touched) {
+            self.windows.end_batch(id);
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                let batch = std::mem::take(&mut lane.batch);
+                if !batch.is_empty() {
+                    lane.send(Order::Deliver(batch));
+                }
+            }
+        }
+        for name in wanted.only.iter().flatten() {
+            if self.held(name) == 0 {
+                let none = !crowded && !given.contains_key(&**name);
+                self.pauses(name).tried(name, none);
             }
         }
     }
 
     /// A delivery has ended. Whether there may be more to claim for that reason.
     pub fn ended(&mut self, done: &Done, now: Instant) -> bool {
-        let Some(at) = self.lanes.iter().position(|lane| lane.id == done.lane) else { return false };
-        self.lanes[at].window.leave(done.size);
-        if self.lanes[at].retired {
-            if self.lanes[at].window.held == 0 {
-                self.lanes.swap_remove(at);
+        let Some(lane) = self.lanes.get_mut(&done.lane) else { return false };
+        let (id, name) = (lane.id, lane.name.clone());
+        let held = self.windows.leave(id, done.size);
+        if lane.retired {
+            if held == 0 {
+                self.end(id);
             }
             return false;
         }
-        let broker_is_up = self.broker == Standing::Up;
-        let lane = &mut self.lanes[at];
+        if held == 0 {
+            lane.idle_since = Some(now);
+            self.idle.insert((now, id));
+        }
+        let may_be_well = self.broker == Standing::Up || !self.directory.get(&name).is_some_and(Spec::is_rabbitmq);
         match &done.news {
-            News::None => false,
-            News::Well if lane.pause.is_some() && (broker_is_up || !lane.is_rabbitmq()) => {
-                tracing::info!(destination = &*lane.name, "delivers again");
-                self.metrics.unable(&lane.name, false);
-                lane.pause = None;
-                true
+            News::Well if may_be_well => {
+                let again = self.ask_for(&name);
+                if again {
+                    tracing::info!(destination = &*name, "delivers again");
+                }
+                again
             }
-            News::Well => false,
+            News::None | News::Well => {
+                if held == 0 {
+                    self.pauses(&name).tried(&name, false);
+                }
+                false
+            }
             News::Down { error, retry_in } => {
-                lane.pause(now, *retry_in, error, "down");
+                self.failed(&name, now, retry_in.unwrap_or_default(), error, "down");
                 false
             }
             News::Unable(error) => {
-                self.metrics.unable(&lane.name, true);
-                lane.pause(now, None, error, "this relay can't deliver; others may");
+                self.failed(&name, now, Duration::ZERO, error, "this relay can't deliver; others may");
+                let metrics = self.metrics.clone();
+                let left_alone = self.pauses(&name).begin(&name, now);
+                left_alone._unable.get_or_insert_with(|| metrics.unable(&name));
                 false
+            }
+        }
+    }
+
+    /// It is left alone for a while.
+    fn failed(&mut self, name: &Arc<str>, now: Instant, at_least: Duration, error: &str, what: &str) {
+        let news = self.pauses(name).failed(name, now, at_least, error);
+        self.set_paused(name, true);
+        if news {
+            tracing::warn!(destination = &**name, error, "{what}");
+        }
+    }
+
+    /// When the next lane that has nothing to do goes.
+    pub fn next_end(&self) -> Option<Instant> {
+        self.idle.first().map(|(since, _)| *since + LINGER)
+    }
+
+    /// Ends lanes that have had nothing to do for long, or too many of them.
+    pub fn end_idle(&mut self, now: Instant) {
+        for _ in 0..self.idle.len() {
+            let Some((since, id)) = self.idle.first().copied() else { return };
+            if since + LINGER > now && self.idle.len() <= MOST_IDLE {
+                return;
+            }
+            if self.windows.is_at_rest(id) {
+                self.end(id);
+            } else if let Some(lane) = self.lanes.get_mut(&id) {
+                self.idle.remove(&(since, id));
+                self.idle.insert((now, id));
+                lane.idle_since = Some(now);
+            }
+        }
+    }
+
+    /// Forgets a lane that holds nothing, but not what its destination asked for.
+    fn end(&mut self, id: Id) {
+        self.windows.remove(id);
+        let Some(lane) = self.lanes.remove(&id) else { return };
+        if let Some(since) = lane.idle_since {
+            self.idle.remove(&(since, id));
+        }
+        if !lane.retired {
+            self.by_name.remove(&lane.name);
+            if let Some(pace) = lane.kept_pace() {
+                self.paces.insert(lane.name.clone(), pace);
             }
         }
     }
 
     /// Begin nothing more, anywhere.
     pub fn halt(&mut self) {
-        self.lanes.iter().for_each(|lane| lane.send(Order::Halt));
+        self.lanes.values().for_each(|lane| lane.send(Order::Halt));
     }
 }
 

@@ -3,12 +3,13 @@
 //! An event that went to all its destinations is one entry in a settlement. Anything else is reported delivery by
 //! delivery: a failure at once, and what went well when the rest of the event takes longer than [`PATIENCE`].
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::budget::{Load, Size};
 use crate::destination::Outcome;
 use crate::lease::{Asked, Lease};
 use crate::store::Exception;
@@ -36,6 +37,7 @@ struct Held {
     /// Reported delivery by delivery from now on.
     split: bool,
     event_id: Uuid,
+    size: Size,
 }
 
 /// One call of `outbox.settle`.
@@ -61,13 +63,18 @@ impl Settlement {
 #[derive(Default)]
 pub struct Ledger {
     held: HashMap<Key, Held>,
+    load: Load,
     claims: HashMap<i64, Claim>,
+    /// When the lease of each claim is to be renewed.
+    renewals: BTreeSet<(Instant, i64)>,
     ready: VecDeque<Settlement>,
     /// Claims to give back as a whole, once everything else is reported; `Some` from the shutdown on.
     given_back: Option<HashSet<i64>>,
     partial: VecDeque<(Instant, Key)>,
     /// When a destination's last success was reported.
     answered: HashMap<Arc<str>, Instant>,
+    /// So many are remembered before those that matter no more are forgotten.
+    answered_most: usize,
 }
 
 struct Claim {
@@ -79,18 +86,40 @@ struct Claim {
 /// The most entries in one settlement.
 const BATCH: usize = 1000;
 
+/// The fewest destinations of which it is remembered when they answered.
+const ANSWERED: usize = 256;
+
 impl Ledger {
-    /// Takes an event into the books, with the number of its deliveries.
-    pub fn hold(&mut self, key: Key, deliveries: usize, event_id: Uuid, renew_at: Instant, lease: &Arc<Lease>) {
+    /// Takes an event into the books, with the number of its deliveries and the size of its payload.
+    pub fn hold(
+        &mut self,
+        key: Key,
+        deliveries: usize,
+        event_id: Uuid,
+        size: Size,
+        renew_at: Instant,
+        lease: &Arc<Lease>,
+    ) {
         let open = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        let held = Held { open, delivered: Vec::new(), split: false, event_id };
-        if self.held.insert(key, held).is_none() {
-            self.claims.entry(key.0).or_insert(Claim { held: 0, renew_at, lease: lease.clone() }).held += 1;
+        let held = Held { open, delivered: Vec::new(), split: false, event_id, size };
+        self.load.add(size);
+        match self.held.insert(key, held) {
+            Some(before) => self.load.remove(before.size),
+            None => {
+                let claim = self.claims.entry(key.0);
+                claim
+                    .or_insert_with(|| {
+                        self.renewals.insert((renew_at, key.0));
+                        Claim { held: 0, renew_at, lease: lease.clone() }
+                    })
+                    .held += 1;
+            }
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.held.len()
+    /// What is held now.
+    pub fn load(&self) -> Load {
+        self.load
     }
 
     pub fn is_empty(&self) -> bool {
@@ -140,7 +169,12 @@ impl Ledger {
 
     /// What failed elsewhere is judged by whether somebody has just delivered there.
     fn answers(&mut self, destination: &Arc<str>, now: Instant) {
-        if self.answered.get(destination).is_none_or(|at| now.saturating_duration_since(*at) >= NEWS) {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) >= NEWS;
+        if self.answered.get(destination).is_none_or(is_old) {
+            if self.answered.len() >= self.answered_most.max(ANSWERED) {
+                self.answered.retain(|_, at| !is_old(at));
+                self.answered_most = self.answered.len() * 2;
+            }
             self.answered.insert(destination.clone(), now);
             self.batch().exceptions.push(Exception {
                 token: 0,
@@ -171,10 +205,13 @@ impl Ledger {
     }
 
     fn forget(&mut self, key: Key) {
-        self.held.remove(&key);
+        if let Some(held) = self.held.remove(&key) {
+            self.load.remove(held.size);
+        }
         if let Some(claim) = self.claims.get_mut(&key.0) {
             claim.held -= 1;
             if claim.held == 0 {
+                self.renewals.remove(&(claim.renew_at, key.0));
                 self.claims.remove(&key.0);
             }
         }
@@ -223,7 +260,7 @@ impl Ledger {
 
     /// When the next lease is to be renewed.
     pub fn next_renewal(&self) -> Option<Instant> {
-        self.claims.values().map(|claim| claim.renew_at).min()
+        self.renewals.first().map(|(at, _)| *at)
     }
 
     /// The server has renewed these leases.
@@ -233,12 +270,15 @@ impl Ledger {
 
     /// The claims whose leases are to be renewed now.
     pub fn renew(&mut self, now: Instant, next: Instant) -> Vec<i64> {
-        let due = self.claims.iter_mut().filter(|(_, claim)| claim.renew_at <= now);
-        due.map(|(token, claim)| {
-            claim.renew_at = next;
-            *token
-        })
-        .collect()
+        let due: Vec<i64> = self.renewals.iter().take_while(|(at, _)| *at <= now).map(|(_, token)| *token).collect();
+        for token in &due {
+            if let Some(claim) = self.claims.get_mut(token) {
+                self.renewals.remove(&(claim.renew_at, *token));
+                self.renewals.insert((next, *token));
+                claim.renew_at = next;
+            }
+        }
+        due
     }
 }
 
@@ -265,7 +305,7 @@ mod tests {
     fn ledger(deliveries: usize) -> (Ledger, Instant) {
         let mut ledger = Ledger::default();
         let now = Instant::now();
-        ledger.hold((1, 5), deliveries, Uuid::nil(), now + Duration::from_secs(20), &lease());
+        ledger.hold((1, 5), deliveries, Uuid::nil(), SIZE, now + Duration::from_secs(20), &lease());
         for destination in ["a", "b", "c"] {
             ledger.answered.insert(name(destination), now);
         }
@@ -284,6 +324,8 @@ mod tests {
         Ended::With(Outcome::Failed { error: "500".into(), retry_in: Some(Duration::from_secs(2)) })
     }
 
+    const SIZE: Size = Size { bytes: 10, large: false };
+
     const DELIVERED: Ended = Ended::With(Outcome::Delivered);
 
     #[test]
@@ -295,6 +337,7 @@ mod tests {
         let settlement = ledger.settlement().unwrap();
         assert_eq!((settlement.tokens, settlement.ids), (vec![1], vec![5]));
         assert!(settlement.exceptions.is_empty() && ledger.is_empty());
+        assert_eq!(ledger.load(), Load::default());
         assert_eq!(ledger.report_partial(now), None);
         assert_eq!(ledger.next_renewal(), None);
     }
@@ -323,7 +366,19 @@ mod tests {
         assert!(ledger.settlement().is_none());
         assert_eq!(ledger.report_partial(now + PATIENCE), None);
         assert_eq!(ledger.settlement().unwrap().exceptions[0].outcome, "delivered");
-        assert_eq!(ledger.len(), 1);
+        assert_eq!(ledger.load(), Load { events: 1, bytes: 10, large: 0 });
+    }
+
+    #[test]
+    fn it_is_not_remembered_of_all_destinations_when_they_answered() {
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        for id in 0..10_000 {
+            let now = now + Duration::from_millis(10) * u32::try_from(id).expect("a small number");
+            ledger.hold((1, id), 1, Uuid::nil(), SIZE, now, &lease());
+            ledger.ended((1, id), &name(&id.to_string()), DELIVERED, now);
+        }
+        assert!(ledger.answered.len() <= 512, "{}", ledger.answered.len());
     }
 
     #[test]
@@ -344,7 +399,7 @@ mod tests {
         let now = Instant::now();
         for id in 0..2500 {
             ledger.answered.insert(name("a"), now);
-            ledger.hold((1, id), 1, Uuid::nil(), now, &lease());
+            ledger.hold((1, id), 1, Uuid::nil(), SIZE, now, &lease());
             ledger.ended((1, id), &name("a"), DELIVERED, now);
         }
         let sizes: Vec<_> = std::iter::from_fn(|| ledger.settlement()).map(|s| s.ids.len()).collect();
@@ -369,7 +424,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let now = Instant::now();
         let told = |ledger: &mut Ledger, id: i64, now: Instant| {
-            ledger.hold((1, id), 1, Uuid::nil(), now, &lease());
+            ledger.hold((1, id), 1, Uuid::nil(), SIZE, now, &lease());
             ledger.ended((1, id), &name("a"), DELIVERED, now);
             ledger.settlement().is_some_and(|s| s.ids == [id] && s.exceptions.iter().any(|e| e.outcome == "answered"))
         };
@@ -385,6 +440,6 @@ mod tests {
         let (mut ledger, now) = ledger(1);
         ledger.ended((2, 5), &name("a"), failed(), now);
         assert!(ledger.settlement().is_none());
-        assert_eq!(ledger.len(), 1);
+        assert_eq!(ledger.load().events, 1);
     }
 }

@@ -15,10 +15,12 @@
 mod agenda;
 mod amqp_url;
 mod backoff;
+mod budget;
 mod check;
 mod cli;
 mod config;
 mod destination;
+mod directory;
 mod dispatch;
 mod error;
 mod http;
@@ -31,9 +33,12 @@ mod logging;
 mod metrics;
 mod net;
 mod pace;
+mod pattern;
 mod pause;
+mod pauses;
 mod percent;
 mod postgres;
+mod prepare;
 mod queue;
 mod served;
 mod session;
@@ -42,6 +47,7 @@ mod store;
 mod timer;
 mod trace;
 mod window;
+mod windows;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -114,7 +120,7 @@ fn failed() -> Error {
 
 /// Relays until a signal, then drains for the grace period at most. What is held after that, the server gives back.
 async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environment>) -> Result<()> {
-    let metrics = Metrics::new().map_err(|error| Error::Server(error.to_string()))?;
+    let metrics = Metrics::new(config.metrics_destinations).map_err(|error| Error::Server(error.to_string()))?;
     let current = Current::default();
     let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     http::serve(config.http_listen, metrics.clone(), current.clone()).await?;

@@ -1,4 +1,10 @@
 //! What the relay counts, in Prometheus' text format. The gauges of the database are read when somebody asks, never between.
+//!
+//! A destination has series of its own from its first delivery until it is removed, as long as few have; what the others do
+//! is summed as `destination="other"`.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -16,6 +22,7 @@ pub struct Metrics {
     deliveries: IntCounterVec,
     in_flight: IntGaugeVec,
     unable: IntGaugeVec,
+    named: Arc<Mutex<Named>>,
     pub held: IntGauge,
     pub claims: IntCounter,
     pub claimed: IntCounter,
@@ -30,11 +37,37 @@ pub struct Metrics {
     oldest_pending: Gauge,
 }
 
+/// The destinations with series of their own.
+struct Named {
+    names: HashSet<String>,
+    most: usize,
+}
+
+impl Named {
+    /// The label of a destination, which has its own from now on if there is room for one more.
+    fn label<'a>(&mut self, destination: &'a str) -> &'a str {
+        if self.names.contains(destination) {
+            return destination;
+        }
+        if self.names.len() >= self.most {
+            return OTHER;
+        }
+        self.names.insert(destination.to_owned());
+        destination
+    }
+}
+
+/// All destinations without series of their own.
+const OTHER: &str = "other";
+
+const OUTCOMES: [&str; 7] = ["delivered", "failed", "rejected", "unavailable", "throttled", "gone", "unable"];
+
 const BUCKETS: [f64; 18] =
     [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
 
 impl Metrics {
-    pub fn new() -> prometheus::Result<Self> {
+    /// At most so many destinations are named.
+    pub fn new(most_named: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
         let build = Opts::new("outbox_relay_build_info", "Version of the relay; always 1.")
@@ -71,11 +104,12 @@ impl Metrics {
                 IntGaugeVec::new(
                     Opts::new(
                         "outbox_relay_unable",
-                        "1 while this relay can't deliver to the destination, by destination.",
+                        "1 while this relay can't deliver to the destination, by destination; of the others, how many.",
                     ),
                     &["destination"],
                 )?,
             )?,
+            named: Arc::new(Mutex::new(Named { names: HashSet::new(), most: most_named })),
             held: gauge(r, "outbox_relay_events_held", "Events claimed by this relay and not settled yet.")?,
             claims: counter(r, "outbox_relay_claims_total", "Calls of outbox.claim.")?,
             claimed: counter(r, "outbox_relay_events_claimed_total", "Events claimed.")?,
@@ -101,22 +135,60 @@ impl Metrics {
 
     /// The counters of one destination.
     pub fn lane(&self, destination: &str) -> LaneMetrics {
-        let counter = |outcome| self.deliveries.with_label_values(&[destination, outcome]);
+        let label = self.named().label(destination);
+        let [delivered, failed, rejected, unavailable, throttled, gone, unable] =
+            OUTCOMES.map(|outcome| self.deliveries.with_label_values(&[label, outcome]));
         LaneMetrics {
-            in_flight: self.in_flight.with_label_values(&[destination]),
-            delivered: counter("delivered"),
-            failed: counter("failed"),
-            rejected: counter("rejected"),
-            unavailable: counter("unavailable"),
-            throttled: counter("throttled"),
-            gone: counter("gone"),
-            unable: counter("unable"),
+            in_flight: self.in_flight.with_label_values(&[label]),
+            delivered,
+            failed,
+            rejected,
+            unavailable,
+            throttled,
+            gone,
+            unable,
         }
     }
 
-    /// Whether this relay can't deliver to the destination.
-    pub fn unable(&self, destination: &str, unable: bool) {
-        self.unable.with_label_values(&[destination]).set(i64::from(unable));
+    /// This relay can't deliver to the destination until what this returns is dropped.
+    pub fn unable(&self, destination: &str) -> Unable {
+        let label = self.named().label(destination);
+        let gauge = self.unable.with_label_values(&[label]);
+        gauge.inc();
+        Unable(gauge)
+    }
+
+    /// The destination was removed, and its series go.
+    pub fn forget(&self, destination: &str) {
+        if self.named().names.remove(destination) {
+            self.remove_series(destination);
+        }
+    }
+
+    /// All but these destinations were removed.
+    pub fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        let mut gone = Vec::new();
+        self.named().names.retain(|name| {
+            let there = is_there(name);
+            if !there {
+                gone.push(name.clone());
+            }
+            there
+        });
+        gone.iter().for_each(|name| self.remove_series(name));
+    }
+
+    fn remove_series(&self, label: &str) {
+        // An error says that there was no such series.
+        for outcome in OUTCOMES {
+            let _none = self.deliveries.remove_label_values(&[label, outcome]);
+        }
+        let _none = self.in_flight.remove_label_values(&[label]);
+        let _none = self.unable.remove_label_values(&[label]);
+    }
+
+    fn named(&self) -> std::sync::MutexGuard<'_, Named> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Events have become processed, so many seconds after each could be delivered.
@@ -164,6 +236,15 @@ pub struct LaneMetrics {
     unable: IntCounter,
 }
 
+/// Counts a destination to which this relay can't deliver, until it is dropped.
+pub struct Unable(IntGauge);
+
+impl Drop for Unable {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl LaneMetrics {
     pub fn count(&self, outcome: &Outcome) {
         match outcome {
@@ -198,7 +279,7 @@ mod tests {
 
     #[test]
     fn the_names_of_the_contract_are_there() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Metrics::new(100).unwrap();
         metrics.processed(&[0.004]);
         metrics.lane("crm").count(&Outcome::Delivered);
         let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: Some(1.5) };
@@ -217,11 +298,38 @@ mod tests {
 
     #[test]
     fn a_database_that_does_not_answer_shows_no_stale_figures() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Metrics::new(100).unwrap();
         let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: None };
         metrics.render(Some(&stats)).unwrap();
         let text = metrics.render(None).unwrap();
         assert!(!text.contains("outbox_events_pending"));
         assert!(text.contains("outbox_events_processed_total 0"));
+    }
+
+    #[test]
+    fn few_destinations_are_named_and_the_others_summed() {
+        let metrics = Metrics::new(2).unwrap();
+        for name in ["a", "b", "c", "d", "a"] {
+            metrics.lane(name).count(&Outcome::Delivered);
+        }
+        let (_first, second) = (metrics.unable("c"), metrics.unable("d"));
+        let value = |line: &str| {
+            let text = metrics.render(None).unwrap();
+            text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse::<i64>().ok())
+        };
+        let delivered =
+            |label: &str| format!("outbox_deliveries_total{{destination=\"{label}\",outcome=\"delivered\"}}");
+        assert_eq!(
+            (value(&delivered("a")), value(&delivered("b")), value(&delivered("other"))),
+            (Some(2), Some(1), Some(2))
+        );
+        assert_eq!((value(&delivered("c")), value("outbox_relay_unable{destination=\"other\"}")), (None, Some(2)));
+        drop(second);
+        assert_eq!(value("outbox_relay_unable{destination=\"other\"}"), Some(1));
+        metrics.retain(|name| name != "a");
+        metrics.lane("d");
+        assert_eq!((value(&delivered("a")), value(&delivered("d"))), (None, Some(0)), "there is room for another");
+        metrics.forget("other");
+        assert_eq!(value(&delivered("other")), Some(2));
     }
 }

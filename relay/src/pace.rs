@@ -57,6 +57,16 @@ impl Pace {
         self.allowed = self.allowed.min(ceiling as f64);
     }
 
+    /// It slows nobody down: a new one would do as well.
+    pub fn is_at_rest(&self) -> bool {
+        self.interval.is_zero() && self.allowed >= self.ceiling as f64
+    }
+
+    /// Nothing is to be sent for a while. What was counted has no meaning then.
+    pub fn rest(&mut self) {
+        self.recent = VecDeque::new();
+    }
+
     /// Whether one more may begin while so many are under way.
     pub fn has_room(&self, under_way: usize) -> bool {
         (under_way as f64) < self.allowed.floor().max(1.0)
@@ -152,7 +162,7 @@ mod tests {
         let (mut pace, mut now) = (Pace::new(4), Instant::now());
         assert!(pace.has_room(3) && !pace.has_room(4) && pace.not_before(now).is_none());
         pace.throttled(now);
-        assert!(pace.has_room(0) && !pace.has_room(1));
+        assert!(pace.has_room(0) && !pace.has_room(1) && !pace.is_at_rest());
         for _ in 0..2000 {
             now = pace.not_before(now).unwrap_or(now);
             pace.began(now);
@@ -160,6 +170,7 @@ mod tests {
         }
         assert!(pace.has_room(3) && !pace.has_room(4));
         assert_eq!(pace.not_before(now), None, "as if it had never throttled");
+        assert!(pace.is_at_rest());
     }
 
     #[test]

@@ -39,10 +39,6 @@ impl Pause {
         self.owed.then_some(self.until)
     }
 
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.owed && self.until <= now
-    }
-
     /// One event is asked for. Should there be none, the next try waits for news.
     pub fn tried(&mut self, now: Instant) {
         self.owed = false;
@@ -65,6 +61,12 @@ impl Pause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Pause {
+        fn is_due(&self, now: Instant) -> bool {
+            self.due().is_some_and(|at| at <= now)
+        }
+    }
 
     #[test]
     fn it_is_tried_at_once_and_then_only_when_something_is_owed() {

@@ -4,7 +4,7 @@
 //! held is dropped here: the server gives it back by itself, to whoever claims next. So it does when a session panics.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -90,10 +90,9 @@ impl Sessions {
         let (notified, mut notifications) = unbounded_channel();
         let open = async {
             let pair = Pair::open(&self.connector, Some(notified), answer_limit(&self.config.tuning)).await?;
-            let (store, claims, settles) = Store::open(pair, &self.config.consumer, &mut notifications).await?;
-            if store.destinations().await?.is_empty() {
-                self.say_that_there_is_no_destination();
-            }
+            let patterns = self.environment.patterns().like();
+            let opening = Store::open(pair, &self.config.consumer, patterns, &mut notifications);
+            let (store, claims, settles) = opening.await?;
             Ok::<_, Error>((Arc::new(store), claims, settles))
         };
         let (store, mut claims, mut settles) = tokio::select! {
@@ -113,16 +112,7 @@ impl Sessions {
             result = settles.ended() => lost(result),
         }
     }
-
-    fn say_that_there_is_no_destination(&self) {
-        static SAID: Once = Once::new();
-        SAID.call_once(|| tracing::info!("{NO_DESTINATION}"));
-    }
 }
-
-/// What an operator has to do first.
-const NO_DESTINATION: &str = "no destination yet, so events wait: SELECT outbox.add_rabbitmq('orders') or \
-     SELECT outbox.add_webhook('crm', 'https://…') adds one";
 
 fn lost(result: Result<()>) -> Result<()> {
     result.and(Err(Error::Server("the connection was closed".into())))

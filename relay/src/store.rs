@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use self::dialect::Dialect;
 use crate::destination::{Event, Spec};
+use crate::directory::Which;
 use crate::error::{Error, Result};
 use crate::postgres::{Cancel, POOLED, Pair};
 
@@ -30,9 +31,12 @@ const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigi
 const RENEW: &str = "SELECT t FROM unnest($1::bigint[]) AS t \
      WHERE outbox.renew(ARRAY[t], $2::float8 * interval '1 second') > 0";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings::text, secrets, max_attempts \
-     FROM outbox.relay_destinations() WITH ORDINALITY";
+     FROM outbox.relay_destinations($1::text[]) WITH ORDINALITY";
 const STATS: &str = "SELECT pending, processing, failed, \
      extract(epoch FROM oldest_pending)::float8 FROM outbox.stats()";
+
+/// Of `outbox.claim_for` and `outbox.claim_refs_for`.
+type Parameters<'a> = [&'a (dyn ToSql + Sync); 6];
 
 /// How long a notification may take from one session to the other.
 const HEARING: Duration = Duration::from_secs(10);
@@ -50,6 +54,17 @@ pub struct Claimed {
     /// Bytes of payload and metadata.
     pub size: usize,
     pub event: std::result::Result<Event, Unread>,
+}
+
+/// For whom a claim is.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Not for these destinations.
+    pub passed: Vec<Arc<str>>,
+    /// For the RabbitMQ destinations of these brokers.
+    pub brokers: Vec<&'static str>,
+    /// For these destinations alone.
+    pub only: Option<Vec<Arc<str>>>,
 }
 
 /// Why an event of a claim has nothing to deliver.
@@ -90,6 +105,8 @@ pub struct Store {
     renew: Statement,
     stats: Statement,
     dialect: Dialect,
+    /// LIKE patterns of the destinations that this relay serves.
+    patterns: Option<Vec<String>>,
     /// Held while the statistics are asked for.
     asking: Arc<Mutex<()>>,
 }
@@ -126,6 +143,7 @@ impl Store {
     pub async fn open(
         pair: Pair,
         consumer: &str,
+        patterns: Option<Vec<String>>,
         notifications: &mut UnboundedReceiver<Notification>,
     ) -> Result<(Self, crate::postgres::Driver, crate::postgres::Driver)> {
         let dialect = Dialect { utf8: pair.claims.utf8 };
@@ -144,6 +162,7 @@ impl Store {
             claims,
             settles,
             dialect,
+            patterns,
             asking: Arc::default(),
         };
         Ok((store, pair.claims.driver, pair.settles.driver))
@@ -155,16 +174,16 @@ impl Store {
     pub async fn claim(
         &self,
         count: usize,
-        destinations: &[String],
+        wanted: &Wanted,
         lease: Duration,
         bytes: usize,
         silence: Duration,
     ) -> Result<Vec<Claimed>> {
         let count = i32::try_from(count).unwrap_or(i32::MAX);
         let lease = lease.as_secs_f64();
-        let raw: Vec<&[u8]> = destinations.iter().map(String::as_bytes).collect();
-        let names: &(dyn ToSql + Sync) = if self.dialect.utf8 { &destinations } else { &raw };
-        let parameters = [&count as &(dyn ToSql + Sync), names, &lease];
+        let texts = |names: &[Arc<str>]| names.iter().map(|name| name.to_string()).collect::<Vec<String>>();
+        let (passed, only) = (texts(&wanted.passed), wanted.only.as_deref().map(texts));
+        let parameters: Parameters<'_> = [&count, &lease, &passed, &self.patterns, &wanted.brokers, &only];
         let mut claimed = match self.claims.on(self.claim_whole(&parameters, bytes, silence)).await {
             Err(error) if is_about_a_value(&error) => {
                 tracing::warn!(%error, "an event can't be handed out; looking for it, one by one");
@@ -181,12 +200,7 @@ impl Store {
         Ok(claimed)
     }
 
-    async fn claim_whole(
-        &self,
-        parameters: &[&(dyn ToSql + Sync); 3],
-        bytes: usize,
-        silence: Duration,
-    ) -> Result<Vec<Claimed>> {
+    async fn claim_whole(&self, parameters: &Parameters<'_>, bytes: usize, silence: Duration) -> Result<Vec<Claimed>> {
         let asking = self.claims.client.query_raw(&self.claim, parameters.iter().copied());
         let mut found = std::pin::pin!(within(silence, asking).await?);
         let (mut claimed, mut taken) = (Vec::new(), 0);
@@ -200,7 +214,7 @@ impl Store {
 
     async fn claim_one_by_one(
         &self,
-        parameters: &[&(dyn ToSql + Sync); 3],
+        parameters: &Parameters<'_>,
         bytes: usize,
         silence: Duration,
     ) -> Result<Vec<Claimed>> {
@@ -253,7 +267,8 @@ impl Store {
     }
 
     /// This relay can't serve these destinations, and why.
-    pub async fn destinations_unable(&self, names: &[String], error: &str) -> Result<()> {
+    pub async fn destinations_unable(&self, names: &[Arc<str>], error: &str) -> Result<()> {
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
         let error = self.storable_text(error);
         let call = "SELECT outbox.destination_unable($1, $2)";
         self.settles.on(self.settles.client.query_one(call, &[&names, &error])).await?;
@@ -261,14 +276,15 @@ impl Store {
     }
 
     /// This relay's connection to these destinations stands again.
-    pub async fn destinations_back(&self, names: &[String]) -> Result<()> {
+    pub async fn destinations_back(&self, names: &[Arc<str>]) -> Result<()> {
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
         let call = "SELECT outbox.destination_back($1)";
         self.settles.on(self.settles.client.query_one(call, &[&names])).await?;
         Ok(())
     }
 
-    pub async fn destinations(&self) -> Result<Vec<Spec>> {
-        self.settles.on(destinations(&self.settles.client)).await
+    pub async fn destinations(&self, which: &Which) -> Result<Vec<Spec>> {
+        self.settles.on(destinations(&self.settles.client, which)).await
     }
 
     pub async fn webhook_allow_networks(&self) -> Result<String> {
@@ -374,21 +390,36 @@ pub async fn hears(
     Ok(())
 }
 
-/// All destinations. One that the server can't hand out is left out, and the others are read.
-pub async fn destinations(client: &Client) -> Result<Vec<Spec>> {
-    match client.query(DESTINATIONS, &[]).await.map_err(Error::from) {
-        Ok(found) => found.iter().map(rows::destination).collect(),
-        Err(error) if is_about_a_value(&error) => destinations_one_by_one(client).await,
-        Err(error) => Err(error),
+/// These destinations, as far as there are such. One that the server can't hand out is left out, and the others are read.
+pub async fn destinations(client: &Client, which: &Which) -> Result<Vec<Spec>> {
+    let names: Option<Vec<&str>> = match which {
+        Which::All => None,
+        Which::These(names) => Some(names.iter().map(String::as_str).collect()),
+    };
+    match destinations_at_once(client, &names).await {
+        Err(error) if is_about_a_value(&error) => destinations_one_by_one(client, &names).await,
+        found => found,
     }
 }
 
-async fn destinations_one_by_one(client: &Client) -> Result<Vec<Spec>> {
-    let count: i64 = client.query_one("SELECT count(*) FROM outbox.relay_destinations()", &[]).await?.try_get(0)?;
-    let one = client.prepare(&format!("{DESTINATIONS} WHERE ordinality = $1")).await?;
+/// Row by row: there may be ten thousand.
+async fn destinations_at_once(client: &Client, names: &Option<Vec<&str>>) -> Result<Vec<Spec>> {
+    let parameters: [&(dyn ToSql + Sync); 1] = [names];
+    let mut rows = std::pin::pin!(client.query_raw(DESTINATIONS, parameters).await?);
+    let mut specs = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        specs.push(rows::destination(&row)?);
+    }
+    Ok(specs)
+}
+
+async fn destinations_one_by_one(client: &Client, names: &Option<Vec<&str>>) -> Result<Vec<Spec>> {
+    let count = "SELECT count(*) FROM outbox.relay_destinations($1::text[])";
+    let count: i64 = client.query_one(count, &[names]).await?.try_get(0)?;
+    let one = client.prepare(&format!("{DESTINATIONS} WHERE ordinality = $2")).await?;
     let mut specs = Vec::new();
     for n in 1..=count {
-        match client.query_opt(&one, &[&n]).await.map_err(Error::from) {
+        match client.query_opt(&one, &[names, &n]).await.map_err(Error::from) {
             Ok(row) => specs.extend(row.as_ref().map(rows::destination).transpose()?),
             Err(error) if is_about_a_value(&error) => {
                 tracing::error!(%error, n, "a destination that can't be read is left out");

@@ -50,7 +50,10 @@ impl System {
         for consumer in 0..CONSUMERS {
             self.consumers[consumer] = self.consumer().await?;
         }
-        let attached = format!("SELECT consumers = {CONSUMERS} FROM outbox.stats()");
+        // The worker counts anew after a TRUNCATE.
+        let attached = format!(
+            "SELECT consumers = {CONSUMERS} AND pending + processing + processed + failed = 0 FROM outbox.stats()"
+        );
         self.admin.until(&attached, LONG).await
     }
 
@@ -294,6 +297,8 @@ impl System {
         let row =
             self.admin.query_one("SELECT pending, processing, processed, failed FROM outbox.stats()", &[]).await?;
         let counted: [i64; 4] = std::array::from_fn(|column| row.get(column));
+        let hidden: i64 = self.admin.one(crate::matching::LATE_NOTES).await?;
+        ensure!(hidden == 0, "{hidden} deliveries are due before their destination's next_due");
         ensure!(counted == in_table, "stats() has {counted:?}, the table {in_table:?}");
         Ok(())
     }

@@ -25,7 +25,7 @@ const PAGES: &str = "SELECT sum(pg_stat_get_xact_blocks_fetched(c.oid))::bigint 
      WHERE c.relnamespace IN ('outbox'::regnamespace, 'public'::regnamespace) AND c.relkind IN ('r', 'i')";
 
 /// The pages that a call asks for.
-async fn cost(session: &Session, call: &str) -> Result<i64> {
+pub async fn cost(session: &Session, call: &str) -> Result<i64> {
     session.batch_execute("BEGIN").await?;
     let before: i64 = session.one(PAGES).await?;
     session.batch_execute(call).await.with_context(|| call.to_owned())?;

@@ -137,6 +137,42 @@ async fn an_event_is_created_at_some_moment() -> Result<()> {
     Ok(())
 }
 
+/// The worker looks at the first moment alone as long as something of the destination is due.
+#[tokio::test]
+async fn each_retry_of_a_destination_has_its_wake_up() -> Result<()> {
+    let (_, session, mut listener) = stage().await?;
+    let ids = insert(&session, &["", ""]).await?;
+    let (_, token) = claim(&session, "10, '{A}'").await?;
+    for (id, wait) in ids.iter().zip(["1 second", "2 seconds"]) {
+        session.execute(&format!("SELECT outbox.fail($1, $2, 'no', '{wait}', 'A')"), &[&token, id]).await?;
+    }
+    forget(&mut listener).await?;
+    for id in ids {
+        due(&mut listener).await?;
+        let (claimed, token) = claim(&session, "10, '{A}'").await?;
+        assert_eq!(claimed, [id]);
+        session.execute("SELECT outbox.ack($1)", &[&token]).await?;
+    }
+    Ok(())
+}
+
+/// What it owes again has no id of its own to announce.
+#[tokio::test]
+async fn a_replay_in_a_prepared_transaction_wakes_consumers_when_it_commits() -> Result<()> {
+    let (_, session, mut listener) = stage().await?;
+    let gid: String = session.one("SELECT current_database() || '_replay'").await?;
+    insert(&session, &[""]).await?;
+    let (_, token) = claim(&session, "10").await?;
+    session.execute("SELECT outbox.ack($1)", &[&token]).await?;
+    forget(&mut listener).await?;
+    session.batch_execute("BEGIN; SELECT outbox.replay(event_id) FROM outbox_events").await?;
+    session.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await?;
+    session.batch_execute(&format!("COMMIT PREPARED '{gid}'")).await?;
+    due(&mut listener).await?;
+    assert_eq!(claim(&session, "10").await?.0.len(), 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_prepared_transaction_is_announced_when_it_commits_and_only_then() -> Result<()> {
     let (_, session, mut listener) = stage().await?;

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Outcome;
+use super::keep::Permit;
 
 /// Maximum bytes of a response body to read.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -23,20 +24,26 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The status line decides: a receiver has taken the event when it says so, whatever becomes of the body. `rests` bounds
-/// the bodies that are read to their end meanwhile; the connections of further ones are closed.
-pub async fn judge(answer: Response, rests: &Arc<Semaphore>) -> Outcome {
+/// the bodies that are read to their end meanwhile; the connections of further ones are closed, as are those without a
+/// `permit`.
+pub async fn judge(answer: Response, rests: &Arc<Semaphore>, permit: Option<Permit>) -> Outcome {
     let status = answer.status();
     if status.is_success() {
-        if let Ok(permit) = rests.clone().try_acquire_owned() {
-            tokio::spawn(async move {
-                read(answer).await;
-                drop(permit);
-            });
+        match (permit, rests.clone().try_acquire_owned()) {
+            (Some(permit), Ok(rest)) => {
+                tokio::spawn(async move {
+                    read(answer, Some(permit)).await;
+                    drop(rest);
+                });
+            }
+            // An answer without a body leaves its connection behind all the same.
+            (Some(permit), Err(_)) => permit.keep(),
+            (None, _) => {}
         }
         return Outcome::Delivered;
     }
     let retry_in = answer.headers().get(RETRY_AFTER).and_then(|v| retry_after(v.to_str().ok()?, SystemTime::now()));
-    let shown = read(answer).await;
+    let shown = read(answer, permit).await;
     let error = match status.is_redirection() {
         true => format!("{status}: redirects are not followed"),
         false => format!("{status}{shown}"),
@@ -52,19 +59,24 @@ pub async fn judge(answer: Response, rests: &Arc<Semaphore>) -> Outcome {
     }
 }
 
-/// The beginning of the body, fit to be shown.
-async fn read(mut answer: Response) -> String {
+/// The beginning of the body, fit to be shown. Read to its end it leaves its connection behind.
+async fn read(mut answer: Response, permit: Option<Permit>) -> String {
     let mut bytes = Vec::new();
+    let mut whole = false;
     let reading = async {
         while let Ok(Some(chunk)) = answer.chunk().await {
             bytes.extend_from_slice(&chunk[..chunk.len().min(MAX_ANSWER - bytes.len())]);
             if bytes.len() >= MAX_ANSWER {
-                break;
+                return;
             }
         }
+        whole = true;
     };
     // What has come by then is shown.
     let _in_time = timeout(PATIENCE, reading).await;
+    if whole && let Some(permit) = permit {
+        permit.keep();
+    }
     let text: String =
         String::from_utf8_lossy(&bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SHOWN).collect();
     if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) }

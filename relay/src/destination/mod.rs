@@ -8,11 +8,13 @@ mod answer;
 mod body;
 mod broker;
 mod channel;
+mod clients;
 mod cloud_event;
 mod connecting;
 mod dial;
 mod headers;
 mod json;
+mod keep;
 mod message;
 mod patterns;
 mod publish;
@@ -34,11 +36,13 @@ use uuid::Uuid;
 use self::address::Networks;
 use self::broker::Broker;
 pub use self::broker::Standing;
+use self::clients::Clients;
 pub use self::json::Object;
 use self::rabbitmq::RabbitMq;
 use self::route::Routes;
 use self::webhook::Webhook;
 use crate::config::Config;
+use crate::pattern::Patterns;
 
 /// One event as a claim hands it out, shared by all of its destinations.
 #[derive(Debug)]
@@ -92,7 +96,7 @@ impl Outcome {
 /// One row of `outbox.relay_destinations()`.
 #[derive(Clone, Default, PartialEq)]
 pub struct Spec {
-    pub name: String,
+    pub name: Arc<str>,
     /// `rabbitmq` or `webhook`.
     pub kind: String,
     pub exchange: Option<String>,
@@ -103,6 +107,17 @@ pub struct Spec {
     /// Signing secrets, the current one first.
     pub secrets: Vec<String>,
     pub max_attempts: Option<i32>,
+}
+
+impl Spec {
+    pub fn is_rabbitmq(&self) -> bool {
+        self.kind == "rabbitmq"
+    }
+
+    /// Of a RabbitMQ destination: the name of its broker.
+    fn broker(&self) -> String {
+        Object::new(self.settings.as_str()).string("broker").as_deref().unwrap_or(BROKER).to_owned()
+    }
 }
 
 impl std::fmt::Debug for Spec {
@@ -123,11 +138,16 @@ impl std::fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// What all destinations share: the connection to the broker, and which addresses a webhook may reach.
+/// The name of the broker at AMQP_URL.
+pub const BROKER: &str = "default";
+
+/// What all destinations share: the connection to the broker, HTTP clients, and which addresses a webhook may reach.
 pub struct Environment {
     broker: Option<Arc<Broker>>,
     networks: Arc<Networks>,
-    routes: Arc<Routes>,
+    clients: Arc<Clients>,
+    /// Destinations of other names are left to others.
+    patterns: Patterns,
 }
 
 impl Environment {
@@ -138,13 +158,29 @@ impl Environment {
         let broker = config.amqp.as_ref().map(Broker::new).transpose()?.map(Arc::new);
         let networks = Arc::new(Networks::new(&config.webhook_allow_networks)?);
         let (proxy, authorities) = (config.webhook_proxy.as_deref(), config.webhook_ca_cert.as_deref());
-        let routes = Arc::new(Routes::new(proxy, authorities, config.webhook_https_only)?);
-        Ok(Environment { broker, networks, routes })
+        let routes = Routes::new(proxy, authorities, config.webhook_https_only)?;
+        let clients = Arc::new(Clients::new(networks.clone(), routes));
+        Ok(Environment { broker, networks, clients, patterns: config.destinations.clone() })
     }
 
-    /// Whether this relay serves destinations of that kind.
-    pub fn serves(&self, kind: &str) -> bool {
-        kind == "webhook" || (kind == "rabbitmq" && self.broker.is_some())
+    /// Whether this relay serves that destination, as far as it can be served at all.
+    pub fn serves(&self, spec: &Spec) -> bool {
+        let of_kind = match spec.kind.as_str() {
+            "webhook" => true,
+            "rabbitmq" => self.broker.is_some() && spec.broker() == BROKER,
+            _ => false,
+        };
+        of_kind && self.patterns.matches(&spec.name)
+    }
+
+    /// The names of destinations that this relay serves, for the database.
+    pub fn patterns(&self) -> &Patterns {
+        &self.patterns
+    }
+
+    /// Whether there is a broker.
+    pub fn has_broker(&self) -> bool {
+        self.broker.is_some()
     }
 
     /// Takes up the server's setting `outbox.webhook_allow_networks`, in addition to the relay's own.
@@ -183,14 +219,20 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// Whether there can be such a destination.
+    pub fn validate(spec: &Spec, environment: &Environment) -> Result<(), ConfigError> {
+        match spec.kind.as_str() {
+            "webhook" => webhook::Settings::parse(spec).map(drop),
+            _ => Destination::build(spec, environment).map(drop),
+        }
+    }
+
     /// Connects to nothing yet.
     pub fn build(spec: &Spec, environment: &Environment) -> Result<Self, ConfigError> {
         match (spec.kind.as_str(), &environment.broker) {
             ("rabbitmq", Some(broker)) => RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq),
             ("rabbitmq", None) => Err(ConfigError("AMQP_URL is not set".into())),
-            ("webhook", _) => {
-                Webhook::build(spec, environment.networks.clone(), environment.routes.clone()).map(Destination::Webhook)
-            }
+            ("webhook", _) => Webhook::build(spec, environment.clients.clone()).map(Destination::Webhook),
             (kind, _) => Err(ConfigError(format!("this relay does not know destinations of kind {kind}"))),
         }
     }

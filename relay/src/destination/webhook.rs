@@ -13,18 +13,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use reqwest::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::{Networks, Refused};
 use super::answer;
 use super::body::{Parts, Style};
+use super::clients::{ClientKey, Clients};
 use super::cloud_event;
-use super::connecting::{Progress, Watch};
+use super::connecting::Progress;
 use super::json::{Object, unescape};
-use super::route::{Route, Routes, judge_name};
+use super::keep::{Host, MOST_OF_HOST, Permit};
+use super::route::{Route, judge_name};
 use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
@@ -36,18 +38,23 @@ const CONCURRENCY: usize = 10;
 const MAX_HEADERS: usize = 100;
 
 pub struct Webhook {
-    client: Client,
+    clients: Arc<Clients>,
+    client: Arc<Client>,
+    settings: Settings,
+    /// Bodies of answers that are read to their end, so that their connections can be used again.
+    rests: Arc<Semaphore>,
+}
+
+/// What a destination's row says.
+pub struct Settings {
     url: Url,
-    networks: Arc<Networks>,
-    routes: Arc<Routes>,
-    route: Route,
+    host: Host,
+    client: ClientKey,
     signer: Signer,
     style: Style,
     headers: HeaderMap,
     concurrency: usize,
     timeout: Duration,
-    /// Bodies of answers that are read to their end, so that their connections can be used again.
-    rests: Arc<Semaphore>,
 }
 
 /// Why there is no answer.
@@ -57,76 +64,83 @@ enum Silence {
     Over(Outcome),
 }
 
-impl Webhook {
-    /// Connects to nothing yet.
-    pub fn build(spec: &Spec, networks: Arc<Networks>, routes: Arc<Routes>) -> Result<Self, ConfigError> {
+impl Settings {
+    /// The error shows neither the URL nor a secret.
+    pub fn parse(spec: &Spec) -> Result<Self, ConfigError> {
         let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
         let settings = Object::new(spec.settings.as_str());
         let url = parse_url(spec.url.as_deref().unwrap_or_default()).map_err(of)?;
-        let concurrency = concurrency(&settings, CONCURRENCY);
-        let route = Route::parse(&settings).map_err(of)?;
-        let builder = routes.apply(&route, &networks, Client::builder()).map_err(of)?;
-        let client = builder
-            .redirect(redirect::Policy::none())
-            .connect_timeout(duration(&settings, "connect_timeout").map_err(of)?.unwrap_or(CONNECT_TIMEOUT))
-            .connector_layer(Watch)
-            .pool_max_idle_per_host(concurrency)
-            .tcp_nodelay(true)
-            .user_agent(concat!("pg_outbox/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| {
-                of(ConfigError(format!("this relay has no HTTP client: {}", causes(&error.without_url()))))
-            })?;
-        Ok(Webhook {
-            client,
+        Ok(Settings {
+            host: url.origin().ascii_serialization().into(),
             url,
-            networks,
-            routes,
-            route,
+            client: ClientKey {
+                connect_timeout: duration(&settings, "connect_timeout").map_err(of)?.unwrap_or(CONNECT_TIMEOUT),
+                route: Route::parse(&settings).map_err(of)?,
+            },
             signer: Signer::parse(&settings, &spec.secrets).map_err(of)?,
             style: Style::of_webhook(&settings).map_err(of)?,
             headers: own_headers(&settings).map_err(of)?,
-            concurrency,
+            concurrency: concurrency(&settings, CONCURRENCY),
             timeout: duration(&settings, "timeout").map_err(of)?.unwrap_or(TIMEOUT),
-            rests: Arc::new(Semaphore::new(concurrency)),
         })
+    }
+}
+
+impl Webhook {
+    /// Connects to nothing yet.
+    pub fn build(spec: &Spec, clients: Arc<Clients>) -> Result<Self, ConfigError> {
+        let settings = Settings::parse(spec)?;
+        let of = |error: ConfigError| ConfigError(format!("destination {}: {error}", spec.name));
+        let client = clients.get(&settings.client).map_err(of)?;
+        let rests = Arc::new(Semaphore::new(settings.concurrency));
+        Ok(Webhook { clients, client, settings, rests })
     }
 
     pub fn concurrency(&self) -> usize {
-        self.concurrency
+        self.settings.concurrency
+    }
+
+    fn networks(&self) -> &Networks {
+        self.clients.networks()
     }
 
     /// Resolves the host and judges its addresses; sends nothing.
     pub async fn check(&self) -> Result<(), String> {
         self.may_send().await?;
-        judge_name(&self.url, &self.networks).await
+        judge_name(&self.settings.url, self.networks()).await
+    }
+
+    fn route(&self) -> &Route {
+        &self.settings.client.route
     }
 
     /// Networks and rules differ between relays, and change: another relay may be allowed to do what this one may not.
     async fn may_send(&self) -> Result<(), String> {
-        match self.routes.refuse(&self.url) {
+        let (routes, url) = (self.clients.routes(), &self.settings.url);
+        match routes.refuse(url) {
             Some(why) => Err(why),
-            None => self.routes.judge(&self.route, &self.url, &self.networks).await,
+            None => routes.judge(self.route(), url, self.networks()).await,
         }
     }
 
     pub async fn deliver(&self, event: &Event) -> Outcome {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.settings.timeout;
         let may_send = timeout_at(deadline, self.may_send()).await;
         if let Err(error) = may_send.unwrap_or_else(|_| Err(self.too_late("no name resolution"))) {
             return Outcome::Unable { error };
         }
-        let body = match self.style.body(event) {
+        let body = match self.settings.style.body(event) {
             Ok(body) => body,
             Err(error) => return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") },
         };
         let sending = Progress::default();
-        match timeout_at(deadline, self.attempt(event, &body, &sending)).await {
+        let permit = self.clients.keep().permit(&self.settings.host);
+        match timeout_at(deadline, self.attempt(event, &body, &sending, permit.as_ref())).await {
             // Its status says what became of the event, however long the rest takes.
             Ok(Ok(answer)) if self.is_of_proxy(&answer) => {
                 Outcome::Unable { error: format!("the proxy wants another login: {}", answer.status()) }
             }
-            Ok(Ok(answer)) => answer::judge(answer, &self.rests).await,
+            Ok(Ok(answer)) => answer::judge(answer, &self.rests, permit).await,
             Ok(Err(outcome)) => outcome,
             Err(_) if sending.is_connecting() => {
                 unavailable(format!("can't connect: {}", self.too_late("no connection")))
@@ -136,10 +150,16 @@ impl Webhook {
     }
 
     /// One request, and another each time that a kept connection turns out to have ended; the last is on a new one.
-    async fn attempt(&self, event: &Event, body: &Parts, progress: &Progress) -> Result<Response, Outcome> {
+    async fn attempt(
+        &self,
+        event: &Event,
+        body: &Parts,
+        progress: &Progress,
+        permit: Option<&Permit>,
+    ) -> Result<Response, Outcome> {
         let mut ended = String::new();
-        for _ in 0..=self.concurrency {
-            match self.send(event, body, progress).await {
+        for _ in 0..=MOST_OF_HOST {
+            match self.send(event, body, progress, permit).await {
                 Ok(answer) => return Ok(answer),
                 Err(Silence::Over(outcome)) => return Err(outcome),
                 Err(Silence::Ended(error)) => ended = causes(&error),
@@ -148,20 +168,33 @@ impl Webhook {
         Err(unavailable(format!("no answer: {ended}")))
     }
 
-    async fn send(&self, event: &Event, body: &Parts, progress: &Progress) -> Result<Response, Silence> {
+    async fn send(
+        &self,
+        event: &Event,
+        body: &Parts,
+        progress: &Progress,
+        permit: Option<&Permit>,
+    ) -> Result<Response, Silence> {
         progress.begin();
-        let request =
-            self.client.post(self.url.clone()).headers(self.headers(event, body)).body(body.clone().into_body());
+        let mut request = self.request(event, body);
+        if permit.is_none() {
+            request = request.header(CONNECTION, HeaderValue::from_static("close"));
+        }
         progress.of(request.send()).await.map_err(|error| self.silence(error.without_url(), progress))
     }
 
+    fn request(&self, event: &Event, body: &Parts) -> RequestBuilder {
+        let url = self.settings.url.clone();
+        self.client.post(url).headers(self.headers(event, body)).body(body.clone().into_body())
+    }
+
     fn too_late(&self, what: &str) -> String {
-        format!("{what} within {} s", self.timeout.as_secs_f32())
+        format!("{what} within {} s", self.settings.timeout.as_secs_f32())
     }
 
     /// 407 is what a proxy answers, and no receiver.
     fn is_of_proxy(&self, answer: &Response) -> bool {
-        answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.routes.has_proxy(&self.route)
+        answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.clients.routes().has_proxy(self.route())
     }
 
     fn silence(&self, error: reqwest::Error, progress: &Progress) -> Silence {
@@ -171,9 +204,10 @@ impl Webhook {
         } else if let Some(refused) = cause::<Refused>(&error) {
             Silence::Over(Outcome::Unable { error: refused.to_string() })
         } else if error.is_connect() {
-            let through = if self.routes.has_proxy(&self.route) { " through the proxy" } else { "" };
+            let through = if self.clients.routes().has_proxy(self.route()) { " through the proxy" } else { "" };
             let error_text = format!("can't connect{through}: {text}");
-            let of_proxy = text.contains(WANTS_LOGIN) || self.routes.is_own_proxy(&self.route) && is_of_network(&error);
+            let of_proxy =
+                text.contains(WANTS_LOGIN) || self.clients.routes().is_own_proxy(self.route()) && is_of_network(&error);
             Silence::Over(match of_proxy || is_of_this_host(&error) {
                 true => Outcome::Unable { error: error_text },
                 false => unavailable(error_text),
@@ -190,13 +224,13 @@ impl Webhook {
     fn headers(&self, event: &Event, body: &Parts) -> HeaderMap {
         let id = event.event_id.to_string();
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut headers = self.headers.clone();
+        let mut headers = self.settings.headers.clone();
         let mut put = |name: &str, value: &str| {
             if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 headers.insert(name, value);
             }
         };
-        for (name, value) in self.style.attributes(event).iter().flat_map(|attributes| attributes.iter()) {
+        for (name, value) in self.settings.style.attributes(event).iter().flat_map(|attributes| attributes.iter()) {
             put(&format!("ce-{name}"), &cloud_event::header_value(value));
         }
         for name in ["traceparent", "tracestate"] {
@@ -204,12 +238,12 @@ impl Webhook {
                 put(name, &value);
             }
         }
-        if let Some((name, value)) = self.signer.sign(&id, timestamp, body) {
+        if let Some((name, value)) = self.settings.signer.sign(&id, timestamp, body) {
             put(name.as_str(), &value);
         }
         put("webhook-timestamp", &timestamp.to_string());
         put("webhook-id", &id);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.style.content_type()));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.settings.style.content_type()));
         headers
     }
 }
@@ -289,7 +323,7 @@ fn cause<T: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&T> {
 }
 
 /// The innermost cause says most.
-fn causes(error: &reqwest::Error) -> String {
+pub fn causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     find(error, |cause| {
         text = cause.to_string();

@@ -22,6 +22,10 @@ const COLUMNS: [(&str, Kind); 13] = [
     ("claim_token", Kind::Other),
 ];
 
+/// Names of destinations and of brokers are ASCII, which is the same in every encoding.
+const CLAIM_ARGUMENTS: &str = "$1::int, $2::float8 * interval '1 second', passed => $3::text[], patterns => $4::text[], \
+     brokers => $5::text[], only_names => $6::text[]";
+
 #[derive(Clone, Copy)]
 enum Kind {
     Text,
@@ -41,14 +45,13 @@ impl Dialect {
     }
 
     pub fn claim(self) -> String {
-        format!("SELECT {} FROM outbox.claim({})", self.columns(), self.claim_arguments())
+        format!("SELECT {} FROM outbox.claim_for({CLAIM_ARGUMENTS})", self.columns())
     }
 
     /// What the claim would hand out, without what it says: whatever an event holds, this can be read.
     pub fn claim_refs(self) -> String {
         let names = self.column("destinations", Kind::Names);
-        let arguments = self.claim_arguments();
-        format!("SELECT id, event_id, retry_count, {names}, claim_token FROM outbox.claim_refs({arguments})")
+        format!("SELECT id, event_id, retry_count, {names}, claim_token FROM outbox.claim_refs_for({CLAIM_ARGUMENTS})")
     }
 
     /// One event of an open claim.
@@ -76,14 +79,6 @@ impl Dialect {
                 "ARRAY(SELECT convert_to(u.name, 'UTF8') FROM unnest({name}) WITH ORDINALITY AS u (name, n) ORDER BY u.n)"
             ),
         }
-    }
-
-    fn claim_arguments(self) -> String {
-        let names = match self.utf8 {
-            true => "$2::text[]",
-            false => "ARRAY(SELECT convert_from(u.name, 'UTF8') FROM unnest($2::bytea[]) AS u (name))",
-        };
-        format!("$1::int, {names}, $3::float8 * interval '1 second'")
     }
 
     fn given_text(self, parameter: &str) -> String {

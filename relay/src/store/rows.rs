@@ -71,7 +71,7 @@ pub fn add_attempts(claimed: &mut [Claimed], rows: &[Row]) -> Result<()> {
 
 pub fn destination(row: &Row) -> Result<Spec> {
     Ok(Spec {
-        name: row.try_get(0)?,
+        name: row.try_get::<_, &str>(0)?.into(),
         kind: row.try_get(1)?,
         exchange: row.try_get(2)?,
         routing_key: row.try_get(3)?,

@@ -21,7 +21,7 @@ pub struct Sent {
     pub committed: Micros,
 }
 
-/// Inserts one event a transaction, with types of its own so that destinations can be told apart.
+/// Inserts one event a transaction, with types of its own, also as tenants, so that destinations can be told apart.
 pub struct Producer {
     session: Session,
     insert: Statement,
@@ -31,7 +31,7 @@ impl Producer {
     pub async fn new(outbox: &Outbox, table: &str) -> Result<Self> {
         let session = outbox.cluster.connect(&outbox.database).await?;
         let insert = format!(
-            "INSERT INTO {table} (event_type, aggregate_type, event_data) VALUES ($1, 'bench', {}) RETURNING event_id",
+            "INSERT INTO {table} (event_type, aggregate_type, tenant_id, event_data) VALUES ($1, 'bench', $1, {}) RETURNING event_id",
             payload_sql(200)
         );
         let insert = session.prepare(&insert).await?;

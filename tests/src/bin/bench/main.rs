@@ -8,6 +8,7 @@ mod build;
 mod bulk;
 mod commit_tax;
 mod depth;
+mod destinations;
 mod drain;
 mod held_xmin;
 mod idle;
@@ -34,7 +35,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::sheet::Sheet;
 
 /// In the order in which they run.
-const ROWS: [(&str, &str); 14] = [
+const ROWS: [(&str, &str); 15] = [
     ("commit-tax", "commits/s of the application, of those without a trigger"),
     ("latency", "commit to confirm, idle and at 1,000 events/s"),
     ("drain", "a backlog of 500,000 to a quorum queue, of a bare publisher"),
@@ -46,6 +47,7 @@ const ROWS: [(&str, &str); 14] = [
     ("isolation", "two destinations beside a dead one, for which a million events wait"),
     ("idle", "60 s of nothing: queries, transactions, CPU"),
     ("webhooks", "50 webhooks that take 20 ms each, 500 events/s"),
+    ("destinations", "10,000 webhooks, each of a tenant of its own, of 10"),
     ("steady", "the highest rate that one relay keeps up with, and its CPU"),
     ("held-xmin", "2,000 events/s while a snapshot is held open"),
     ("depth", "claim, ack and stats() with 10 thousand to 10 million rows"),
@@ -79,7 +81,7 @@ async fn main() -> ExitCode {
 async fn bench(arguments: Vec<String>) -> Result<bool> {
     if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
         println!("{HELP}");
-        ROWS.iter().for_each(|(name, what)| println!("  {name:<12} {what}"));
+        ROWS.iter().for_each(|(name, what)| println!("  {name:<13} {what}"));
         return Ok(true);
     }
     for argument in &arguments {
@@ -109,6 +111,7 @@ async fn run(name: &str, sheet: &mut Sheet) -> Result<()> {
         "isolation" => isolation::run(sheet).await,
         "idle" => idle::run(sheet).await,
         "webhooks" => webhooks::run(sheet).await,
+        "destinations" => destinations::run(sheet).await,
         "steady" => steady::run(sheet).await,
         "held-xmin" => held_xmin::run(sheet).await,
         "depth" => depth::run(sheet).await,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::build::Build;
 use crate::sample::Spread;
 
-const RULE: usize = 98;
+const RULE: usize = 99;
 
 /// What a figure must reach, if anything.
 #[derive(Debug, Clone, Copy)]
@@ -131,15 +131,15 @@ impl Sheet {
     }
 
     pub fn print(&self) {
-        println!("\n{:<11} {:<42} {:>19} {:>13} {:>8}", "row", "what", "figure", "must reach", "reached");
+        println!("\n{:<12} {:<42} {:>19} {:>13} {:>8}", "row", "what", "figure", "must reach", "reached");
         println!("{}", "-".repeat(RULE));
         let mut row = "";
         for figure in &self.figures {
-            println!("{:<11} {}", if figure.row == row { "" } else { figure.row }, figure.line());
+            println!("{:<12} {}", if figure.row == row { "" } else { figure.row }, figure.line());
             row = figure.row;
         }
         for (row, error) in &self.failed {
-            println!("{row:<11} FAILED: {}", error.lines().next().unwrap_or_default());
+            println!("{row:<12} FAILED: {}", error.lines().next().unwrap_or_default());
         }
         if self.scale != 1.0 {
             println!("\nBENCH_SCALE={}: a quick look; the targets hold at 1.", self.scale);
