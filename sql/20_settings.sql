@@ -304,6 +304,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('settings.queue_type must be quorum or classic, not %L', settings ->> 'queue_type'),
             HINT = 'For a queue of another kind declare it yourself, with "declare": "exchange" or "none".';
+    ELSIF settings ? 'broker' AND (jsonb_typeof(settings -> 'broker') <> 'string'
+                                   OR settings ->> 'broker' !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.broker must be a name of 1 to 63 letters, digits, dots, dashes and underscores',
+            HINT = 'It is a name from the relays'' AMQP_URL, NAME=URL; the default is default.';
     ELSIF settings ? 'queue' AND (jsonb_typeof(settings -> 'queue') <> 'string'
                                   OR octet_length(settings ->> 'queue') NOT BETWEEN 1 AND 255
                                   OR settings ->> 'queue' ~ '^amq\.|[[:cntrl:]]') THEN
@@ -324,7 +329,7 @@ DECLARE
         || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'signature', 'signature_header',
                                                    'signature_prefix', 'proxy', 'ca_certificate', 'client_certificate',
                                                    'client_key']
-                     ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
+                     ELSE ARRAY['broker', 'declare', 'queue', 'queue_type', 'exchange_type'] END;
     v_key text;
 BEGIN
     IF settings IS NULL OR jsonb_typeof(settings) <> 'object' THEN

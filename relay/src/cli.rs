@@ -41,9 +41,9 @@ pub struct Options {
     /// File that holds the same
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", hide_env_values = true)]
     pub database_url_file: Option<PathBuf>,
-    /// RabbitMQ; without it RabbitMQ destinations are left to others
+    /// RabbitMQ; without it RabbitMQ destinations are left to others. Several: NAME=URL, repeated or separated by spaces
     #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
-    pub amqp_url: Option<String>,
+    pub amqp_url: Option<Vec<String>>,
     /// File that holds the same
     #[arg(long, env = "AMQP_URL_FILE", value_name = "FILE", hide_env_values = true)]
     pub amqp_url_file: Option<PathBuf>,

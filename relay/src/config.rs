@@ -1,7 +1,9 @@
 //! The configuration, from flags, environment and file, checked as a whole. An error is one line and shows no password.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -16,7 +18,8 @@ use crate::postgres::{self, ConnInfo, Variables};
 
 pub struct Config {
     pub database: ConnInfo,
-    pub amqp: Option<Amqp>,
+    /// The brokers, each of another name.
+    pub amqp: Vec<Amqp>,
     pub webhook_allow_networks: Vec<String>,
     /// May hold a password.
     pub webhook_proxy: Option<String>,
@@ -34,9 +37,14 @@ pub struct Config {
     pub log_levels: Targets,
 }
 
-/// Where RabbitMQ is, and the files of `amqps`.
+/// The broker that an address without a name is of.
+pub const BROKER: &str = "default";
+
+/// Where a RabbitMQ is, and the files of `amqps`.
 #[derive(Clone)]
 pub struct Amqp {
+    /// As `settings.broker` names it.
+    pub name: Arc<str>,
     pub url: AmqpUrl,
     pub ca_cert: Option<PathBuf>,
     pub client_cert: Option<PathBuf>,
@@ -63,6 +71,8 @@ struct File {
     database_url_file: Option<PathBuf>,
     amqp_url: Option<String>,
     amqp_url_file: Option<PathBuf>,
+    /// URLs by name.
+    amqp: Option<BTreeMap<String, String>>,
     amqp_ca_cert: Option<PathBuf>,
     amqp_client_cert: Option<PathBuf>,
     amqp_client_key: Option<PathBuf>,
@@ -111,17 +121,17 @@ impl Config {
             lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
         };
         check_tuning(&tuning)?;
-        let amqp_url = secret("AMQP_URL", &o.amqp_url, &o.amqp_url_file)?.or(secret(
-            "amqp_url",
-            &file.amqp_url,
-            &file.amqp_url_file,
-        )?);
+        let given = o.amqp_url.as_ref().map(|all| all.join("\n"));
+        let brokers = match secret("AMQP_URL", &given, &o.amqp_url_file)? {
+            Some(urls) => named(&urls)?,
+            None => brokers_of_file(&file)?,
+        };
         let files = [
             o.amqp_ca_cert.clone().or(file.amqp_ca_cert),
             o.amqp_client_cert.clone().or(file.amqp_client_cert),
             o.amqp_client_key.clone().or(file.amqp_client_key),
         ];
-        let amqp = amqp_url.map(|url| amqp(&url, files)).transpose()?;
+        let amqp = brokers.iter().map(|(name, url)| amqp(name, url, files.clone())).collect::<Result<_>>()?;
         let networks = o.webhook_allow_networks.clone().or(file.webhook_allow_networks).unwrap_or_default();
         check_networks(&networks)?;
         let destinations = o.destinations.clone().or(file.destinations).unwrap_or_default();
@@ -251,10 +261,53 @@ fn check_tuning(tuning: &Tuning) -> Result<()> {
     Ok(())
 }
 
+type Brokers = BTreeMap<String, String>;
+
+/// One URL, or several with names: `NAME=URL`, separated by spaces or line ends.
+fn named(urls: &str) -> Result<Brokers> {
+    let mut brokers = Brokers::new();
+    for one in urls.split_whitespace() {
+        let (name, url) = match one.split_once('=') {
+            Some((name, url)) if is_name(name) => (name, url),
+            _ => (BROKER, one),
+        };
+        if brokers.insert(name.to_owned(), url.to_owned()).is_some() {
+            return Err(wrong(match name {
+                BROKER => "AMQP_URL holds two URLs without a name: write NAME=URL, with settings.broker's names".into(),
+                name => format!("AMQP_URL holds two URLs for the broker {name}"),
+            }));
+        }
+    }
+    Ok(brokers)
+}
+
+fn brokers_of_file(file: &File) -> Result<Brokers> {
+    let urls = secret("amqp_url", &file.amqp_url, &file.amqp_url_file)?;
+    match (urls, &file.amqp) {
+        (Some(_), Some(_)) => Err(wrong("amqp_url and the table amqp are both given: leave one out")),
+        (Some(urls), None) => named(&urls),
+        (None, Some(table)) if !table.keys().all(|name| is_name(name)) => Err(wrong(
+            "the keys of the table amqp are names of brokers: 1 to 63 letters, digits, dots, dashes and underscores",
+        )),
+        (None, table) => Ok(table.clone().unwrap_or_default()),
+    }
+}
+
+/// As SQL has it for `settings.broker`.
+fn is_name(name: &str) -> bool {
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    (1..=63).contains(&name.len()) && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(named)
+}
+
 /// Files that are given by themselves win over those of the URL.
-fn amqp(url: &str, [ca_cert, client_cert, client_key]: [Option<PathBuf>; 3]) -> Result<Amqp> {
-    let url = AmqpUrl::parse(url)?;
+fn amqp(name: &str, url: &str, [ca_cert, client_cert, client_key]: [Option<PathBuf>; 3]) -> Result<Amqp> {
+    let url = AmqpUrl::parse(url.trim()).map_err(|error| match (name, error) {
+        (BROKER, error) => error,
+        (name, Error::Configuration(text)) => wrong(format!("broker {name}: {text}")),
+        (_, error) => error,
+    })?;
     let amqp = Amqp {
+        name: name.into(),
         ca_cert: ca_cert.or_else(|| url.ca_cert.clone()),
         client_cert: client_cert.or_else(|| url.client_cert.clone()),
         client_key: client_key.or_else(|| url.client_key.clone()),
@@ -331,7 +384,7 @@ mod tests {
         let config = Config::combine(&options(), File::default(), &none).ok().unwrap();
         assert_eq!(config.http_listen.to_string(), "127.0.0.1:9464");
         assert_eq!(config.grace_period, Duration::from_secs(25));
-        assert!(config.amqp.is_none());
+        assert!(config.amqp.is_empty());
         assert!(config.consumer.ends_with(&format!(":{}", std::process::id())));
     }
 
@@ -357,6 +410,39 @@ mod tests {
         for (arguments, expected) in [(&["--webhook-https-only"][..], "true"), (&["--webhook-https-only=off"], "off")] {
             let cli = Cli::try_parse_from([&["outbox-relay", "run"], arguments].concat()).ok().unwrap();
             assert_eq!(cli.command.options().webhook_https_only.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn brokers_have_names() {
+        let read = |urls: &[&str], file: &str| {
+            let amqp_url = Some(urls.iter().map(|url| (*url).to_owned()).collect());
+            let options = Options { amqp_url, ..options() };
+            let config = Config::combine(&options, parse_file(file).unwrap(), &none).map_err(|e| e.to_string())?;
+            let of = |amqp: &Amqp| format!("{}@{}", amqp.name, amqp.url.uris[0].authority.host);
+            Ok::<_, String>(config.amqp.iter().map(of).collect::<Vec<_>>().join(" "))
+        };
+        let read = |urls, file| read(urls, file).unwrap_or_else(|error| error);
+        assert_eq!(read(&["amqp://u:p%3D=x@h1"], ""), "default@h1");
+        assert_eq!(read(&["a=amqp://h1", "amqp://h2"], ""), "a@h1 default@h2");
+        assert_eq!(read(&[" a=amqp://h1\n\tb=amqps://h2/v "], "amqp_url = 'amqp://h3'"), "a@h1 b@h2");
+        assert_eq!(read(&[], "[amqp]\ndefault = 'amqp://h1'\neu-1 = 'amqp://h2'"), "default@h1 eu-1@h2");
+        assert_eq!(read(&[""], "amqp_url = 'a=amqp://h1 b=amqp://h2'"), "a@h1 b@h2");
+        for (urls, file) in [
+            (&["amqp://h hunter2"][..], ""),
+            (&["amqp://h1", "amqp://u:hunter2@h2"], ""),
+            (&["a=amqp://h1", "a=amqp://u:hunter2@h2"], ""),
+            (&["a=hunter2"], ""),
+            (&["a b=amqp://h"], ""),
+            (&[], "amqp_url = 'amqp://u:hunter2@h'\n[amqp]\na = 'amqp://h'"),
+            (&[], "[amqp]\n'a b' = 'amqp://u:hunter2@h'"),
+            (&[], "[amqp]\na = 'hunter2'"),
+        ] {
+            let error = read(urls, file);
+            assert!(
+                !error.contains('@') && !error.contains("hunter2") && !error.contains('\n'),
+                "{urls:?} {file}: {error}"
+            );
         }
     }
 
@@ -422,7 +508,7 @@ mod tests {
             Options { max_events_in_flight: Some(0), ..options() },
             Options { destinations: Some(vec!["postgres://u@h".into()]), ..options() },
             Options { lease: Some(0), ..options() },
-            Options { amqp_url: Some("http://x".into()), ..options() },
+            Options { amqp_url: Some(vec!["http://x".into()]), ..options() },
             Options { consumer: Some("x".repeat(64)), ..options() },
             Options { database_url: Some(" ".into()), ..options() },
         ] {

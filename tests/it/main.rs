@@ -4,6 +4,7 @@ mod addresses;
 mod answers;
 mod attackers;
 mod broker_side;
+mod brokers;
 mod chaos;
 mod claims;
 mod connections;
