@@ -475,7 +475,7 @@ DECLARE
     v_block text[];
     v_der bytea;
 BEGIN
-    FOR v_block IN SELECT regexp_matches(pem, '-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/=\s]*)-----END \1-----', 'g') LOOP
+    FOR v_block IN SELECT regexp_matches(pem, '^-----BEGIN ([A-Z0-9 ]+)-----\r?\n([A-Za-z0-9+/=\s]*)^-----END \1-----', 'gn') LOOP
         CONTINUE WHEN v_block[1] <> ALL (labels);
         v_der := decode(v_block[2], 'base64');
         -- A SEQUENCE that says how long it is.

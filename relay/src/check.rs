@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Notification};
 
-use crate::config::Config;
+use crate::config::{BROKER, Config};
 use crate::destination::{Destination, Environment, Spec};
 use crate::directory::Which;
 use crate::dispatch::answer_limit;
@@ -42,7 +42,8 @@ pub async fn check(config: &Config, connector: &Connector, environment: &Environ
         }
     }
     for (name, checked) in environment.check_brokers().await {
-        report.line("rabbitmq", checked.map_err(|error| format!("{name}: {error}")), |()| format!("{name}: connected"));
+        let what = if *name == *BROKER { "rabbitmq".into() } else { format!("rabbitmq {name}") };
+        report.line(&what, checked, |()| "connected".into());
     }
     if config.amqp.is_empty() {
         print("ok    rabbitmq: AMQP_URL is not set, RabbitMQ destinations are left to others");
