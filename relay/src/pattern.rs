@@ -1,4 +1,4 @@
-//! Patterns, in which `*` stands for any run of characters. Those of destinations' names say which a relay serves.
+//! Patterns in which `*` stands for any run of characters, and those of destinations' names: which ones a relay serves.
 
 /// Any of several patterns; without one, every name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,7 +13,7 @@ impl Patterns {
     }
 
     pub fn matches(&self, name: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|pattern| matches(pattern, name))
+        self.0.is_empty() || self.0.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes()))
     }
 
     /// The same patterns for SQL's `LIKE`; none: every name.
@@ -36,8 +36,7 @@ pub fn like(pattern: &str) -> String {
 }
 
 /// Where the text does not go on as the pattern does, the last `*` takes one character more.
-pub fn matches(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut last: Option<(usize, usize)> = None;
     while t < text.len() {

@@ -99,7 +99,7 @@ fn show(notification: &Notification, given: &Tail) -> Result<bool> {
 /// An event whose type is not announced (`outbox.notify_payload = 'id'`) may be of any.
 fn wanted(event: &Value, pattern: Option<&str>) -> bool {
     match (event["event_type"].as_str(), pattern) {
-        (Some(event_type), Some(pattern)) => matches(pattern, event_type),
+        (Some(event_type), Some(pattern)) => matches(pattern.as_bytes(), event_type.as_bytes()),
         _ => true,
     }
 }
