@@ -113,7 +113,7 @@ CREATE INDEX destination_ready ON outbox.destination (ready_at) WHERE ready_at I
 CREATE INDEX destination_since ON outbox.destination (since_token);
 
 -- The patterns of destinations, in a form in which those that an event matches are found without looking at the others: see
--- outbox._wanting().
+-- outbox._wanting(). Not dumped: it follows from the destinations that a restore brings.
 CREATE TABLE outbox.interest (
     destination  text NOT NULL REFERENCES outbox.destination (name) ON DELETE CASCADE,
     like_pattern text NOT NULL,
@@ -261,7 +261,6 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.outbox_events', '');
 SELECT pg_catalog.pg_extension_config_dump(pg_catalog.pg_get_serial_sequence('@extschema@.outbox_events', 'id')::regclass, '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.claim_token_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.destination', '');
-SELECT pg_catalog.pg_extension_config_dump('outbox.interest', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.hidden', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');

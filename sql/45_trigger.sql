@@ -122,6 +122,20 @@ CREATE TRIGGER before_restored_delivery BEFORE INSERT ON outbox.delivery
 CREATE TRIGGER after_restored_delivery AFTER INSERT ON outbox.delivery
     FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
 
+-- In the same transaction, so that no claim sees a destination that wants nothing.
+CREATE FUNCTION outbox._restore_interest() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._put_interest(NEW.name);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._restore_interest() IS 'enters the patterns of a destination that comes with a restore';
+
+CREATE TRIGGER put_restored_interest AFTER INSERT ON outbox.destination
+    FOR EACH ROW WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._restore_interest();
+
 CREATE TRIGGER after_restored_destination AFTER INSERT ON outbox.destination
     FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
 
