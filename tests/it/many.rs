@@ -165,6 +165,7 @@ async fn thousands_that_are_down_delay_no_event_of_another() -> Result<()> {
     let add = "SELECT outbox.add_webhook('well', $1, event_types => '{order.*}')";
     world.session.execute(add, &[&receiver.url("hook")]).await?;
     let relay = world.relay().await?;
+    let before = orders(&world, &receiver).await?;
     publish_to_tenants(&world, "down", DOWN).await?;
     world
         .until(&format!(
