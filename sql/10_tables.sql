@@ -221,7 +221,7 @@ CREATE TABLE outbox.inbox (
     event_id uuid NOT NULL,
     seen_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (consumer, event_id)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX inbox_seen ON outbox.inbox (seen_at);
 COMMENT ON TABLE outbox.inbox IS 'which events a consumer has seen; forgotten after outbox.inbox_retention';
 

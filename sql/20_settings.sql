@@ -304,6 +304,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('settings.queue_type must be quorum or classic, not %L', settings ->> 'queue_type'),
             HINT = 'For a queue of another kind declare it yourself, with "declare": "exchange" or "none".';
+    ELSIF settings ? 'broker' AND (jsonb_typeof(settings -> 'broker') <> 'string'
+                                   OR settings ->> 'broker' !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$') THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.broker must be a name of 1 to 63 letters, digits, dots, dashes and underscores',
+            HINT = 'It is a name from the relays'' AMQP_URL, NAME=URL; the default is default.';
     ELSIF settings ? 'queue' AND (jsonb_typeof(settings -> 'queue') <> 'string'
                                   OR octet_length(settings ->> 'queue') NOT BETWEEN 1 AND 255
                                   OR settings ->> 'queue' ~ '^amq\.|[[:cntrl:]]') THEN
@@ -322,8 +327,9 @@ DECLARE
     v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
                                      'disable_after', 'format', 'source', 'metadata']
         || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'signature', 'signature_header',
-                                                   'signature_prefix']
-                     ELSE ARRAY['declare', 'queue', 'queue_type', 'exchange_type'] END;
+                                                   'signature_prefix', 'proxy', 'ca_certificate', 'client_certificate',
+                                                   'client_key']
+                     ELSE ARRAY['broker', 'declare', 'queue', 'queue_type', 'exchange_type'] END;
     v_key text;
 BEGIN
     IF settings IS NULL OR jsonb_typeof(settings) <> 'object' THEN
@@ -346,6 +352,8 @@ BEGIN
     PERFORM outbox._check_durations(settings);
     PERFORM outbox._check_message(kind, settings);
     PERFORM outbox._check_signature(settings);
+    PERFORM outbox._check_proxy(settings);
+    PERFORM outbox._check_tls(settings);
     PERFORM outbox._check_rabbitmq_settings(settings);
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
     FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
@@ -437,6 +445,85 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the form of a webhook''s; the message does not show it';
 
+-- A proxy's address is the relay's to judge, like that of a webhook.
+CREATE FUNCTION outbox._check_proxy(settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_parts text[] := regexp_match(settings ->> 'proxy',
+        '^https?://(?:[!-~]*@)?(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(?::([0-9]{1,5}))?/?$', 'i');
+BEGIN
+    IF NOT settings ? 'proxy' OR settings -> 'proxy' = '"none"' THEN
+        RETURN;
+    ELSIF jsonb_typeof(settings -> 'proxy') <> 'string' OR v_parts IS NULL OR octet_length(settings ->> 'proxy') > 2000
+          OR v_parts[2]::int NOT BETWEEN 1 AND 65535 OR NOT outbox._is_host(v_parts[1])
+          OR settings ->> 'proxy' ~ '//[^@]*[/?#\\][^@]*@|@.*@|%(?![0-9A-Fa-f]{2})' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.proxy must be the URL of an HTTP proxy, or none',
+            HINT = 'For example "http://proxy.example:3128" or "https://user:password@proxy.example"; none: not that of the relay either.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_proxy(jsonb) IS 'an error for a proxy that no relay can use; the message does not show it';
+
+-- Source: RFC 7468. What else the text holds is left to whoever reads it.
+CREATE FUNCTION outbox._pem_blocks(pem text, labels text[]) RETURNS int
+    LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_found int := 0;
+    v_block text[];
+    v_der bytea;
+BEGIN
+    FOR v_block IN SELECT regexp_matches(pem, '^-----BEGIN ([A-Z0-9 ]+)-----\r?\n([A-Za-z0-9+/=\s]*)^-----END \1-----', 'gn') LOOP
+        CONTINUE WHEN v_block[1] <> ALL (labels);
+        v_der := decode(v_block[2], 'base64');
+        -- A SEQUENCE that says how long it is.
+        IF length(v_der) < 2 OR get_byte(v_der, 0) <> 48
+           OR length(v_der) <> (CASE get_byte(v_der, 1)
+                                    WHEN 129 THEN 3 + get_byte(v_der, 2)
+                                    WHEN 130 THEN 4 + get_byte(v_der, 2) * 256 + get_byte(v_der, 3)
+                                    ELSE 2 + get_byte(v_der, 1) END) THEN
+            RETURN NULL;
+        END IF;
+        v_found := v_found + 1;
+    END LOOP;
+    RETURN v_found;
+EXCEPTION WHEN invalid_parameter_value OR array_subscript_error THEN
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._pem_blocks(text, text[]) IS 'how many blocks with these labels a text in PEM holds; null: one is malformed';
+
+CREATE FUNCTION outbox._check_tls(settings jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_key text;
+BEGIN
+    FOREACH v_key IN ARRAY ARRAY['ca_certificate', 'client_certificate', 'client_key'] LOOP
+        CONTINUE WHEN NOT settings ? v_key;
+        IF jsonb_typeof(settings -> v_key) <> 'string' OR octet_length(settings ->> v_key) > 200000
+           OR (CASE v_key
+                   WHEN 'client_key'
+                   THEN outbox._pem_blocks(settings ->> v_key, '{PRIVATE KEY,RSA PRIVATE KEY,EC PRIVATE KEY}')
+                        IS DISTINCT FROM 1
+                   ELSE coalesce(outbox._pem_blocks(settings ->> v_key, '{CERTIFICATE}'), 0) = 0 END) THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = CASE v_key WHEN 'client_key' THEN 'settings.client_key must be one private key in PEM, not encrypted'
+                                     ELSE format('settings.%s must be certificates in PEM', v_key) END,
+                HINT = 'It is the text of the file, with its lines -----BEGIN …----- and -----END …-----.';
+        END IF;
+    END LOOP;
+    IF settings ? 'client_certificate' <> settings ? 'client_key' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = 'settings.client_certificate and settings.client_key go together',
+            HINT = 'The receiver sees the certificate; the key proves that it is the relay''s.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_tls(jsonb) IS 'an error for certificates and keys that are none; the message does not show them';
+
 CREATE FUNCTION outbox._random_key() RETURNS bytea
     LANGUAGE sql VOLATILE
 RETURN substr(uuid_send(gen_random_uuid()), 1, 6) || substr(uuid_send(gen_random_uuid()), 10, 7)
@@ -519,10 +606,13 @@ COMMENT ON FUNCTION outbox._shown_secret(text, jsonb) IS 'what the receiver has 
 
 CREATE FUNCTION outbox._shown_settings(settings jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-RETURN CASE WHEN jsonb_typeof(settings -> 'headers') = 'object'
-            THEN jsonb_set(settings, '{headers}', (SELECT coalesce(jsonb_object_agg(k, '…'), '{}')
-                                                     FROM jsonb_object_keys(settings -> 'headers') AS k))
-            ELSE settings END;
+RETURN (SELECT coalesce(jsonb_object_agg(s.key, CASE
+            WHEN s.key = 'headers' AND jsonb_typeof(s.value) = 'object'
+                THEN (SELECT coalesce(jsonb_object_agg(k, '…'), '{}') FROM jsonb_object_keys(s.value) AS k)
+            WHEN s.key = 'client_key' THEN '"…"'
+            WHEN s.key = 'proxy' THEN to_jsonb(regexp_replace(s.value #>> '{}', '//.*@', '//…@'))
+            ELSE s.value END), '{}')
+          FROM jsonb_each(settings) AS s);
 COMMENT ON FUNCTION outbox._shown_settings(jsonb) IS 'the settings, with names alone of what is hidden';
 
 CREATE FUNCTION outbox._shown_url(url text) RETURNS text

@@ -3,8 +3,8 @@
 --
 -- Nothing is said of deliveries of own events, or two receivers that fail could keep each other busy for ever.
 
--- cause: the event whose delivery changed the state. Never fails: the caller settles what others wait for. Returns whether
--- the event was inserted.
+-- cause: the event whose delivery changed the state. An insert that fails is a warning: the caller settles what others wait
+-- for. Returns whether the event was inserted.
 CREATE FUNCTION outbox._tell(v_type text, v_destination text, v_tenant_id text, v_cause bigint, v_data jsonb) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -16,15 +16,17 @@ BEGIN
        OR EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = v_cause AND e.event_type LIKE 'outbox.%') THEN
         RETURN false;
     END IF;
-    INSERT INTO @extschema@.outbox_events (event_type, aggregate_type, aggregate_id, tenant_id, event_data)
-    VALUES (v_type, CASE WHEN v_is_of_destination THEN 'outbox.destination' END,
-            CASE WHEN v_is_of_destination THEN v_destination END, v_tenant_id,
-            jsonb_build_object('destination', v_destination) || v_data);
-    RETURN FOUND;
-EXCEPTION WHEN OTHERS THEN
-    RAISE WARNING USING MESSAGE = format('event %s about destination %s was not inserted: %s', v_type, v_destination, SQLERRM),
-        HINT = 'See the check foreign_objects of outbox.health() for triggers that others added.';
-    RETURN false;
+    BEGIN
+        INSERT INTO @extschema@.outbox_events (event_type, aggregate_type, aggregate_id, tenant_id, event_data)
+        VALUES (v_type, CASE WHEN v_is_of_destination THEN 'outbox.destination' END,
+                CASE WHEN v_is_of_destination THEN v_destination END, v_tenant_id,
+                jsonb_build_object('destination', v_destination) || v_data);
+        RETURN FOUND;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING USING MESSAGE = format('event %s about destination %s was not inserted: %s', v_type, v_destination, SQLERRM),
+            HINT = 'See the check foreign_objects of outbox.health() for triggers that others added.';
+        RETURN false;
+    END;
 END
 $$;
 COMMENT ON FUNCTION outbox._tell(text, text, text, bigint, jsonb) IS

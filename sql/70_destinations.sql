@@ -178,22 +178,6 @@ $$;
 COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb, text, jsonpath) IS
     'adds or changes a RabbitMQ destination; exchange and routing_key are templates';
 
-CREATE FUNCTION outbox._put_webhook(
-    name text, url text, event_types text[], settings jsonb, tenant_id text, filter jsonpath, v_anew boolean) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM outbox._check_url(url);
-    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url, tenant_id, filter, v_anew);
-    INSERT INTO outbox.hidden (destination, url, settings)
-    VALUES (_put_webhook.name, _put_webhook.url, _put_webhook.settings)
-    ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
-END
-$$;
-COMMENT ON FUNCTION outbox._put_webhook(text, text, text[], jsonb, text, jsonpath, boolean) IS
-    'adds or changes a webhook, but for its secret';
-
 -- For functions of outbox_keeper, which alone may read and write secrets.
 CREATE FUNCTION outbox._put_secret(destination text, given text, settings jsonb) RETURNS text
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
@@ -219,6 +203,22 @@ END
 $$;
 COMMENT ON FUNCTION outbox._put_secret(text, text, jsonb) IS
     'the webhook is signed with the given secret, with its present one or with a new one; what the receiver has to know, if the caller may';
+
+CREATE FUNCTION outbox._put_webhook(
+    name text, url text, event_types text[], settings jsonb, tenant_id text, filter jsonpath, v_anew boolean) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM outbox._check_url(url);
+    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url, tenant_id, filter, v_anew);
+    INSERT INTO outbox.hidden (destination, url, settings)
+    VALUES (_put_webhook.name, _put_webhook.url, _put_webhook.settings)
+    ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
+END
+$$;
+COMMENT ON FUNCTION outbox._put_webhook(text, text, text[], jsonb, text, jsonpath, boolean) IS
+    'adds or changes a webhook, but for its secret';
 
 CREATE FUNCTION outbox.add_webhook(
     name text, url text, event_types text[] DEFAULT '{*}', secret text DEFAULT NULL, settings jsonb DEFAULT '{}',

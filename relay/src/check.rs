@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Notification};
 
-use crate::config::Config;
+use crate::config::{BROKER, Config};
 use crate::destination::{Destination, Environment, Spec};
 use crate::directory::Which;
 use crate::dispatch::answer_limit;
@@ -41,9 +41,11 @@ pub async fn check(config: &Config, connector: &Connector, environment: &Environ
             Err(_) => drop(report.line("postgresql", Err::<(), _>(late()), |()| String::new())),
         }
     }
-    if config.amqp.is_some() {
-        report.line("rabbitmq", environment.check_broker().await, |_| "connected".into());
-    } else {
+    for (name, checked) in environment.check_brokers().await {
+        let what = if *name == *BROKER { "rabbitmq".into() } else { format!("rabbitmq {name}") };
+        report.line(&what, checked, |()| "connected".into());
+    }
+    if config.amqp.is_empty() {
         print("ok    rabbitmq: AMQP_URL is not set, RabbitMQ destinations are left to others");
     }
     report.ok
@@ -101,9 +103,9 @@ async fn check_destinations(report: &mut Report, config: &Config, client: &Clien
         environment.allow_networks_of_database(&store::webhook_allow_networks(client).await?);
         store::destinations(client, &Which::All).await
     };
-    let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), &config.amqp) {
-        (0, Some(_)) => "none; events stay pending: SELECT outbox.add_rabbitmq('orders')".into(),
-        (0, None) => "none; events stay pending: SELECT outbox.add_webhook('crm', 'https://…')".into(),
+    let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), config.amqp.is_empty()) {
+        (0, false) => "none; events stay pending: SELECT outbox.add_rabbitmq('orders')".into(),
+        (0, true) => "none; events stay pending: SELECT outbox.add_webhook('crm', 'https://…')".into(),
         (n, _) => format!("{n}"),
     }) else {
         return;

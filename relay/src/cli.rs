@@ -64,9 +64,9 @@ pub struct Listen {
 pub struct Options {
     #[command(flatten)]
     pub listen: Listen,
-    /// RabbitMQ; without it RabbitMQ destinations are left to others
+    /// RabbitMQ; without it RabbitMQ destinations are left to others. Several: NAME=URL, repeated or separated by spaces
     #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
-    pub amqp_url: Option<String>,
+    pub amqp_url: Option<Vec<String>>,
     /// File that holds the same
     #[arg(long, env = "AMQP_URL_FILE", value_name = "FILE", hide_env_values = true)]
     pub amqp_url_file: Option<PathBuf>,
@@ -109,6 +109,23 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub webhook_allow_networks: Option<Vec<String>>,
+    /// Proxy for webhooks, http:// or https://; a destination can have its own
+    #[arg(long, env = "OUTBOX_WEBHOOK_PROXY", hide_env_values = true, value_name = "URL")]
+    pub webhook_proxy: Option<String>,
+    /// Certificate authorities for webhooks, in addition to the system's
+    #[arg(long, env = "OUTBOX_WEBHOOK_CA_CERT", hide_env_values = true, value_name = "FILE")]
+    pub webhook_ca_cert: Option<PathBuf>,
+    /// Send no webhook to an http URL [default: false]
+    #[arg(
+        long,
+        env = "OUTBOX_WEBHOOK_HTTPS_ONLY",
+        hide_env_values = true,
+        value_name = "BOOLEAN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub webhook_https_only: Option<String>,
     /// Serve only destinations whose names match, such as crm-*; repeat or separate by commas [default: all]
     #[arg(long, env = "OUTBOX_DESTINATIONS", hide_env_values = true, value_name = "PATTERN", value_delimiter = ',')]
     pub destinations: Option<Vec<String>>,

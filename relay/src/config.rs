@@ -1,7 +1,9 @@
 //! The configuration, from flags, environment and file, checked as a whole. An error is one line and shows no password.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -16,8 +18,13 @@ use crate::postgres::{self, ConnInfo, Variables};
 
 pub struct Config {
     pub database: ConnInfo,
-    pub amqp: Option<Amqp>,
+    /// The brokers, each of another name.
+    pub amqp: Vec<Amqp>,
     pub webhook_allow_networks: Vec<String>,
+    /// May hold a password.
+    pub webhook_proxy: Option<String>,
+    pub webhook_ca_cert: Option<PathBuf>,
+    pub webhook_https_only: bool,
     /// Which destinations to serve.
     pub destinations: Patterns,
     /// How many destinations have metrics of their own.
@@ -30,9 +37,14 @@ pub struct Config {
     pub log_levels: Targets,
 }
 
-/// Where RabbitMQ is, and the files of `amqps`.
+/// The broker that an address without a name is of.
+pub const BROKER: &str = "default";
+
+/// Where a RabbitMQ is, and the files of `amqps`.
 #[derive(Clone)]
 pub struct Amqp {
+    /// As `settings.broker` names it.
+    pub name: Arc<str>,
     pub url: AmqpUrl,
     pub ca_cert: Option<PathBuf>,
     pub client_cert: Option<PathBuf>,
@@ -59,6 +71,8 @@ struct File {
     database_url_file: Option<PathBuf>,
     amqp_url: Option<String>,
     amqp_url_file: Option<PathBuf>,
+    /// URLs by name.
+    amqp: Option<BTreeMap<String, String>>,
     amqp_ca_cert: Option<PathBuf>,
     amqp_client_cert: Option<PathBuf>,
     amqp_client_key: Option<PathBuf>,
@@ -71,6 +85,9 @@ struct File {
     lease: Option<u64>,
     grace_period: Option<u64>,
     webhook_allow_networks: Option<Vec<String>>,
+    webhook_proxy: Option<String>,
+    webhook_ca_cert: Option<PathBuf>,
+    webhook_https_only: Option<bool>,
     destinations: Option<Vec<String>>,
     metrics_destinations: Option<usize>,
     log_format: Option<LogFormat>,
@@ -94,17 +111,17 @@ impl Config {
             lease: Duration::from_secs(o.lease.or(file.lease).unwrap_or(60)),
         };
         check_tuning(&tuning)?;
-        let amqp_url = secret("AMQP_URL", &o.amqp_url, &o.amqp_url_file)?.or(secret(
-            "amqp_url",
-            &file.amqp_url,
-            &file.amqp_url_file,
-        )?);
+        let given = o.amqp_url.as_ref().map(|all| all.join("\n"));
+        let brokers = match secret("AMQP_URL", &given, &o.amqp_url_file)? {
+            Some(urls) => named(&urls)?,
+            None => brokers_of_file(&file)?,
+        };
         let files = [
             o.amqp_ca_cert.clone().or(file.amqp_ca_cert),
             o.amqp_client_cert.clone().or(file.amqp_client_cert),
             o.amqp_client_key.clone().or(file.amqp_client_key),
         ];
-        let amqp = amqp_url.map(|url| amqp(&url, files)).transpose()?;
+        let amqp = brokers.iter().map(|(name, url)| amqp(name, url, files.clone())).collect::<Result<_>>()?;
         let networks = o.webhook_allow_networks.clone().or(file.webhook_allow_networks).unwrap_or_default();
         check_networks(&networks)?;
         let destinations = o.destinations.clone().or(file.destinations).unwrap_or_default();
@@ -115,6 +132,16 @@ impl Config {
             database,
             amqp,
             webhook_allow_networks: networks,
+            webhook_proxy: text(&o.webhook_proxy).or(text(&file.webhook_proxy)),
+            webhook_ca_cert: o
+                .webhook_ca_cert
+                .clone()
+                .filter(|path| !path.as_os_str().is_empty())
+                .or(file.webhook_ca_cert),
+            webhook_https_only: match text(&o.webhook_https_only) {
+                Some(given) => truth("webhook_https_only", &given)?,
+                None => file.webhook_https_only.unwrap_or(false),
+            },
             destinations,
             metrics_destinations: o.metrics_destinations.or(file.metrics_destinations).unwrap_or(100),
             http_listen: listen(text(&o.listen.http_listen).or(text(&file.http_listen)))?,
@@ -271,10 +298,53 @@ fn check_tuning(tuning: &Tuning) -> Result<()> {
     Ok(())
 }
 
+type Brokers = BTreeMap<String, String>;
+
+/// One URL, or several with names: `NAME=URL`, separated by spaces or line ends.
+fn named(urls: &str) -> Result<Brokers> {
+    let mut brokers = Brokers::new();
+    for one in urls.split_whitespace() {
+        let (name, url) = match one.split_once('=') {
+            Some((name, url)) if is_name(name) => (name, url),
+            _ => (BROKER, one),
+        };
+        if brokers.insert(name.to_owned(), url.to_owned()).is_some() {
+            return Err(wrong(match name {
+                BROKER => "AMQP_URL holds two URLs without a name: write NAME=URL, with settings.broker's names".into(),
+                name => format!("AMQP_URL holds two URLs for the broker {name}"),
+            }));
+        }
+    }
+    Ok(brokers)
+}
+
+fn brokers_of_file(file: &File) -> Result<Brokers> {
+    let urls = secret("amqp_url", &file.amqp_url, &file.amqp_url_file)?;
+    match (urls, &file.amqp) {
+        (Some(_), Some(_)) => Err(wrong("amqp_url and the table amqp are both given: leave one out")),
+        (Some(urls), None) => named(&urls),
+        (None, Some(table)) if !table.keys().all(|name| is_name(name)) => Err(wrong(
+            "the keys of the table amqp are names of brokers: 1 to 63 letters, digits, dots, dashes and underscores",
+        )),
+        (None, table) => Ok(table.clone().unwrap_or_default()),
+    }
+}
+
+/// As SQL has it for `settings.broker`.
+fn is_name(name: &str) -> bool {
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    (1..=63).contains(&name.len()) && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(named)
+}
+
 /// Files that are given by themselves win over those of the URL.
-fn amqp(url: &str, [ca_cert, client_cert, client_key]: [Option<PathBuf>; 3]) -> Result<Amqp> {
-    let url = AmqpUrl::parse(url)?;
+fn amqp(name: &str, url: &str, [ca_cert, client_cert, client_key]: [Option<PathBuf>; 3]) -> Result<Amqp> {
+    let url = AmqpUrl::parse(url.trim()).map_err(|error| match (name, error) {
+        (BROKER, error) => error,
+        (name, Error::Configuration(text)) => wrong(format!("broker {name}: {text}")),
+        (_, error) => error,
+    })?;
     let amqp = Amqp {
+        name: name.into(),
         ca_cert: ca_cert.or_else(|| url.ca_cert.clone()),
         client_cert: client_cert.or_else(|| url.client_cert.clone()),
         client_key: client_key.or_else(|| url.client_key.clone()),
@@ -307,6 +377,14 @@ fn check_networks(networks: &[String]) -> Result<()> {
     }
 }
 
+fn truth(name: &str, given: &str) -> Result<bool> {
+    match given.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err(wrong(format!("{name} must be true or false"))),
+    }
+}
+
 /// The name given, or `host:pid`; PostgreSQL keeps 63 bytes of it.
 fn consumer(given: Option<String>) -> Result<String> {
     match given {
@@ -327,7 +405,7 @@ fn consumer(given: Option<String>) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Cli;
+    use crate::cli::{Cli, Command};
     use clap::Parser;
 
     fn none(_: &str) -> Option<String> {
@@ -343,7 +421,7 @@ mod tests {
         let config = Config::combine(&access(), &Options::default(), File::default(), &none).ok().unwrap();
         assert_eq!(config.http_listen.to_string(), "127.0.0.1:9464");
         assert_eq!(config.grace_period, Duration::from_secs(25));
-        assert!(config.amqp.is_none());
+        assert!(config.amqp.is_empty());
         assert!(config.consumer.ends_with(&format!(":{}", std::process::id())));
     }
 
@@ -355,6 +433,58 @@ mod tests {
         assert_eq!(config.tuning.claim_batch, 9);
         assert_eq!(config.tuning.lease, Duration::from_secs(30));
         assert_eq!(config.http_listen.to_string(), "0.0.0.0:1");
+    }
+
+    #[test]
+    fn a_flag_is_true_or_false() {
+        let read = |given: Option<&str>, file: &str| {
+            let options = Options { webhook_https_only: given.map(Into::into), ..Options::default() };
+            Config::combine(&access(), &options, parse_file(file).unwrap(), &none)
+                .map(|config| config.webhook_https_only)
+                .ok()
+        };
+        assert_eq!((read(None, ""), read(Some(" "), "webhook_https_only = true")), (Some(false), Some(true)));
+        assert_eq!((read(Some("No"), "webhook_https_only = true"), read(Some("1"), "")), (Some(false), Some(true)));
+        assert_eq!(read(Some("perhaps"), ""), None);
+        for (arguments, expected) in [(&["--webhook-https-only"][..], "true"), (&["--webhook-https-only=off"], "off")] {
+            let cli = Cli::try_parse_from([&["outbox-relay", "run"], arguments].concat()).ok().unwrap();
+            let Command::Run(options) = cli.command else { panic!("another command") };
+            assert_eq!(options.webhook_https_only.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn brokers_have_names() {
+        let read = |urls: &[&str], file: &str| {
+            let amqp_url = Some(urls.iter().map(|url| (*url).to_owned()).collect());
+            let options = Options { amqp_url, ..Options::default() };
+            let config =
+                Config::combine(&access(), &options, parse_file(file).unwrap(), &none).map_err(|e| e.to_string())?;
+            let of = |amqp: &Amqp| format!("{}@{}", amqp.name, amqp.url.uris[0].authority.host);
+            Ok::<_, String>(config.amqp.iter().map(of).collect::<Vec<_>>().join(" "))
+        };
+        let read = |urls, file| read(urls, file).unwrap_or_else(|error| error);
+        assert_eq!(read(&["amqp://u:p%3D=x@h1"], ""), "default@h1");
+        assert_eq!(read(&["a=amqp://h1", "amqp://h2"], ""), "a@h1 default@h2");
+        assert_eq!(read(&[" a=amqp://h1\n\tb=amqps://h2/v "], "amqp_url = 'amqp://h3'"), "a@h1 b@h2");
+        assert_eq!(read(&[], "[amqp]\ndefault = 'amqp://h1'\neu-1 = 'amqp://h2'"), "default@h1 eu-1@h2");
+        assert_eq!(read(&[""], "amqp_url = 'a=amqp://h1 b=amqp://h2'"), "a@h1 b@h2");
+        for (urls, file) in [
+            (&["amqp://h hunter2"][..], ""),
+            (&["amqp://h1", "amqp://u:hunter2@h2"], ""),
+            (&["a=amqp://h1", "a=amqp://u:hunter2@h2"], ""),
+            (&["a=hunter2"], ""),
+            (&["a b=amqp://h"], ""),
+            (&[], "amqp_url = 'amqp://u:hunter2@h'\n[amqp]\na = 'amqp://h'"),
+            (&[], "[amqp]\n'a b' = 'amqp://u:hunter2@h'"),
+            (&[], "[amqp]\na = 'hunter2'"),
+        ] {
+            let error = read(urls, file);
+            assert!(
+                !error.contains('@') && !error.contains("hunter2") && !error.contains('\n'),
+                "{urls:?} {file}: {error}"
+            );
+        }
     }
 
     #[test]
@@ -419,7 +549,7 @@ mod tests {
             Options { max_events_in_flight: Some(0), ..Options::default() },
             Options { destinations: Some(vec!["postgres://u@h".into()]), ..Options::default() },
             Options { lease: Some(0), ..Options::default() },
-            Options { amqp_url: Some("http://x".into()), ..Options::default() },
+            Options { amqp_url: Some(vec!["http://x".into()]), ..Options::default() },
             Options { consumer: Some("x".repeat(64)), ..Options::default() },
         ] {
             let combined = Config::combine(&access(), &options, File::default(), &none);

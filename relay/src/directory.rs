@@ -1,7 +1,7 @@
 //! The destinations that this relay serves, as it last read them. One that has nothing to do is an entry here and nothing
 //! else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::destination::Spec;
@@ -36,7 +36,8 @@ impl Which {
 #[derive(Default)]
 pub struct Directory {
     by_name: HashMap<Arc<str>, Spec>,
-    of_brokers: usize,
+    /// How many each broker has.
+    of_brokers: BTreeMap<Arc<str>, usize>,
 }
 
 /// What became of a destination that was read.
@@ -56,13 +57,34 @@ impl Directory {
         self.by_name.values()
     }
 
-    /// Those of a broker.
-    pub fn of_brokers(&self) -> usize {
-        self.of_brokers
+    /// The brokers that have any.
+    pub fn brokers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.of_brokers.keys()
+    }
+
+    /// How many a broker has.
+    pub fn of_broker(&self, name: &str) -> usize {
+        self.of_brokers.get(name).copied().unwrap_or(0)
     }
 
     pub fn webhooks(&self) -> usize {
-        self.by_name.len() - self.of_brokers
+        self.by_name.len() - self.of_brokers.values().sum::<usize>()
+    }
+
+    fn count(&mut self, spec: &Spec) {
+        if let Some(broker) = spec.broker() {
+            *self.of_brokers.entry(broker.into()).or_default() += 1;
+        }
+    }
+
+    fn uncount(&mut self, spec: &Spec) {
+        let Some(broker) = spec.broker() else { return };
+        if let Some(count) = self.of_brokers.get_mut(broker) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_brokers.remove(broker);
+            }
+        }
     }
 
     pub fn put(&mut self, spec: Spec) -> Change {
@@ -70,10 +92,10 @@ impl Directory {
         if self.by_name.get(&name) == Some(&spec) {
             return Change::Same;
         }
-        self.of_brokers += usize::from(spec.is_rabbitmq());
+        self.count(&spec);
         match self.by_name.insert(name, spec) {
             Some(before) => {
-                self.of_brokers -= usize::from(before.is_rabbitmq());
+                self.uncount(&before);
                 Change::Changed
             }
             None => Change::Added,
@@ -91,7 +113,7 @@ impl Directory {
         };
         for name in &missing {
             if let Some(spec) = self.by_name.remove(name) {
-                self.of_brokers -= usize::from(spec.is_rabbitmq());
+                self.uncount(&spec);
             }
         }
         missing
@@ -113,7 +135,11 @@ mod tests {
         assert_eq!(directory.put(spec("a", "webhook", "x")), Change::Same);
         assert_eq!(directory.put(spec("a", "webhook", "y")), Change::Changed);
         assert_eq!(directory.put(spec("b", "rabbitmq", "")), Change::Added);
-        assert_eq!((directory.webhooks(), directory.of_brokers()), (1, 1));
+        assert_eq!((directory.webhooks(), directory.of_broker("default")), (1, 1));
+        let elsewhere = Spec { broker: Some("eu".into()), ..spec("b", "rabbitmq", "") };
+        assert_eq!(directory.put(elsewhere), Change::Changed);
+        assert_eq!((directory.of_broker("default"), directory.of_broker("eu"), directory.webhooks()), (0, 1, 1));
+        assert_eq!(directory.brokers().map(|name| &**name).collect::<Vec<_>>(), ["eu"]);
     }
 
     #[test]

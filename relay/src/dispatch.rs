@@ -62,8 +62,8 @@ pub struct Dispatcher {
     lanes: Lanes,
     ledger: Ledger,
     done: UnboundedReceiver<Done>,
-    /// How the connection to the broker stands, from the first destination on that needs it.
-    broker: Option<watch::Receiver<Standing>>,
+    /// How the connection to each broker stands, from the first destination on that needs it.
+    brokers: Vec<(Arc<str>, watch::Receiver<Standing>)>,
     queries: FuturesUnordered<BoxFuture<'static, Result<Answer>>>,
     agenda: Agenda<Batch>,
     /// There may be more to claim.
@@ -89,7 +89,7 @@ impl Dispatcher {
             lanes,
             ledger: Ledger::default(),
             done,
-            broker: None,
+            brokers: Vec::new(),
             queries: FuturesUnordered::new(),
             agenda: Agenda::new(),
             more: true,
@@ -115,7 +115,7 @@ impl Dispatcher {
                 // Before the answers: what came with a claim's answer is older than the answer.
                 Some(notification) = notified.recv() => self.notified(&notification),
                 Some(answer) = self.queries.next(), if !self.queries.is_empty() => self.answered(answer?),
-                standing = changed(&mut self.broker) => self.broker_changed(standing),
+                (broker, standing) = changed(&mut self.brokers) => self.broker_changed(&broker, standing),
                 () = shutdown.requested(), if !self.agenda.is_stopping() => self.stop(),
                 () = sleep_until(timer), if timer.is_some() => {}
             }
@@ -264,7 +264,7 @@ impl Dispatcher {
                     say_that_there_is_no_destination();
                 }
                 self.lanes.update(&which, specs);
-                self.follow_broker();
+                self.follow_brokers();
                 self.tell_what_is_unable();
                 if let Some(batch) = kept {
                     self.claimed(batch);
@@ -275,21 +275,22 @@ impl Dispatcher {
         }
     }
 
-    /// From the first destination on that needs it.
-    fn follow_broker(&mut self) {
-        if self.broker.is_none() && self.lanes.needs_broker() {
-            self.broker = self.environment.broker_standing();
-            let standing = self.broker.as_mut().map(|broker| broker.borrow_and_update().clone());
-            if let Some(standing) = standing {
-                self.broker_changed(standing);
-            }
+    /// Each from the first destination on that needs it.
+    fn follow_brokers(&mut self) {
+        let followed = |name: &Arc<str>| self.brokers.iter().any(|(known, _)| known == name);
+        let new: Vec<Arc<str>> = self.lanes.brokers().filter(|name| !followed(name)).cloned().collect();
+        for name in new {
+            let Some(mut broker) = self.environment.broker_standing(&name) else { continue };
+            let standing = broker.borrow_and_update().clone();
+            self.brokers.push((name.clone(), broker));
+            self.broker_changed(&name, standing);
         }
     }
 
     /// What is owed to its destinations goes on at once when the connection stands; the database knows of that, and of
     /// the contrary.
-    fn broker_changed(&mut self, standing: Standing) {
-        let back = self.lanes.broker_changed(standing);
+    fn broker_changed(&mut self, broker: &Arc<str>, standing: Standing) {
+        let back = self.lanes.broker_changed(broker, standing);
         self.more = true;
         if !back.is_empty() && !self.agenda.is_stopping() {
             let store = self.store.clone();
@@ -421,12 +422,15 @@ fn say_that_there_is_no_destination() {
     SAID.call_once(|| tracing::info!("{NO_DESTINATION}"));
 }
 
-/// The next change of how the broker stands.
-async fn changed(broker: &mut Option<watch::Receiver<Standing>>) -> Standing {
-    if let Some(receiver) = broker
-        && receiver.changed().await.is_ok()
-    {
-        return receiver.borrow_and_update().clone();
+/// The next change of how a broker stands.
+async fn changed(brokers: &mut [(Arc<str>, watch::Receiver<Standing>)]) -> (Arc<str>, Standing) {
+    let change = async |(name, receiver): &mut (Arc<str>, watch::Receiver<Standing>)| match receiver.changed().await {
+        Ok(()) => (name.clone(), receiver.borrow_and_update().clone()),
+        Err(_) => std::future::pending().await,
+    };
+    let mut changes: FuturesUnordered<_> = brokers.iter_mut().map(change).collect();
+    match changes.next().await {
+        Some(changed) => changed,
+        None => std::future::pending().await,
     }
-    std::future::pending().await
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::budget::{Room, Size};
-use crate::destination::{BROKER, Destination, Environment, Event, Spec, Standing};
+use crate::destination::{Destination, Environment, Event, Spec, Standing};
 use crate::directory::{Change, Directory, Which};
 use crate::lane::{Done, Item, News, Order, Report, SharedPace};
 use crate::lease::Lease;
@@ -64,8 +64,8 @@ pub struct Lanes {
     preparer: Preparer,
     done: UnboundedSender<Done>,
     next_id: Id,
-    /// How the connection to the broker stands.
-    broker: Standing,
+    /// How the connections to the brokers stand, of those that any destination needs.
+    brokers: BTreeMap<Arc<str>, Standing>,
     networks: u64,
     /// What the database is to be told: why this relay can't serve which destinations.
     reports: BTreeMap<String, Vec<Arc<str>>>,
@@ -125,7 +125,7 @@ impl Lanes {
             metrics,
             done,
             next_id: 0,
-            broker: Standing::Connecting,
+            brokers: BTreeMap::new(),
             networks,
             reports: BTreeMap::new(),
             no_try_before: None,
@@ -243,7 +243,7 @@ impl Lanes {
         let Some(spec) = self.directory.get(name) else { return };
         let wrong = Destination::validate(spec, &self.environment).err().map(|error| error.to_string());
         let broken = wrong.is_some();
-        let down = self.broker.reason().filter(|_| spec.is_rabbitmq()).map(str::to_owned);
+        let down = self.standing(spec).and_then(Standing::reason).map(str::to_owned);
         if let Some(why) = wrong.or(down) {
             self.leave_alone(name, broken);
             self.reports.entry(why).or_default().push(name.clone());
@@ -278,27 +278,41 @@ impl Lanes {
         }
     }
 
-    pub fn needs_broker(&self) -> bool {
-        self.directory.of_brokers() > 0
+    /// The brokers that destinations name.
+    pub fn brokers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.directory.brokers()
     }
 
-    /// The connection to the broker stands otherwise now. The destinations that can be served again.
-    pub fn broker_changed(&mut self, standing: Standing) -> Vec<Arc<str>> {
-        self.broker = standing;
-        let of_broker = self.directory.specs().filter(|spec| spec.is_rabbitmq());
+    /// How the broker of a destination stands; none of a webhook, or before it is followed.
+    fn standing(&self, spec: &Spec) -> Option<&Standing> {
+        self.brokers.get(spec.broker()?)
+    }
+
+    /// Whether deliveries to this destination need no connection, or have one.
+    fn is_reachable(&self, name: &str) -> bool {
+        let spec = self.directory.get(name);
+        spec.is_none_or(|spec| !spec.is_rabbitmq() || self.standing(spec) == Some(&Standing::Up))
+    }
+
+    /// The connection to a broker stands otherwise now. The destinations that can be served again.
+    pub fn broker_changed(&mut self, broker: &Arc<str>, standing: Standing) -> Vec<Arc<str>> {
+        let of_broker = self.directory.specs().filter(|spec| spec.broker() == Some(&**broker));
         let names: Vec<Arc<str>> = of_broker.map(|spec| spec.name.clone()).collect();
-        match self.broker.reason().map(str::to_owned) {
+        let reason = standing.reason().map(str::to_owned);
+        let up = standing == Standing::Up;
+        self.brokers.insert(broker.clone(), standing);
+        match reason {
             Some(why) => {
                 self.of_broker.something_came();
                 for name in names.iter().filter(|name| !self.of_broker.contains(name)).cloned().collect::<Vec<_>>() {
                     self.leave_alone(&name, false);
                 }
                 if !names.is_empty() {
-                    self.reports.insert(why, names);
+                    self.reports.entry(why).or_default().extend(names);
                 }
                 Vec::new()
             }
-            None if self.broker == Standing::Up => {
+            None if up => {
                 for name in &names {
                     if self.of_broker.get(name).is_some_and(|left| !left.broken) {
                         self.ask_for(name);
@@ -321,14 +335,14 @@ impl Lanes {
         self.of_broker.something_came();
     }
 
-    /// While it is not known how the broker is, nothing of its destinations is touched.
-    fn broker_is_known(&self) -> bool {
-        self.broker != Standing::Connecting
+    /// While it is not known how each broker is, none of their destinations is tried.
+    fn brokers_are_known(&self) -> bool {
+        self.brokers.values().all(|standing| *standing != Standing::Connecting)
     }
 
     /// When one that is not asked for is to be tried.
     pub fn next_try(&self) -> Option<Instant> {
-        let of_broker = self.of_broker.next().filter(|_| self.broker_is_known());
+        let of_broker = self.of_broker.next().filter(|_| self.brokers_are_known());
         let next = [self.webhooks.next(), of_broker].into_iter().flatten().min()?;
         Some(self.no_try_before.map_or(next, |moment| moment.max(next)))
     }
@@ -342,17 +356,21 @@ impl Lanes {
     }
 
     fn ask_for_all(&mut self, batch: usize, lagging_too: bool, room: &Room, now: Instant) -> Ask {
-        let up = self.broker == Standing::Up;
+        let up = self.brokers.iter().filter(|(_, standing)| **standing == Standing::Up);
+        let brokers: Vec<Arc<str>> = up.map(|(name, _)| name.clone()).collect();
+        let left_alone: Vec<Arc<str>> = match brokers.is_empty() {
+            true => Vec::new(),
+            false => self.of_broker.names().filter(|name| self.is_reachable(name)).cloned().collect(),
+        };
         let webhooks = self.directory.webhooks().saturating_sub(self.webhooks.len());
-        let of_broker = self.directory.of_brokers().saturating_sub(self.of_broker.len());
-        let destinations = webhooks + if up { of_broker } else { 0 };
+        let of_brokers: usize = brokers.iter().map(|name| self.directory.of_broker(name)).sum();
+        let destinations = webhooks + of_brokers.saturating_sub(left_alone.len());
         match self.windows.plan(&Question { destinations, batch, lagging_too, room, now }) {
             Plan::Wait { until } => Ask::Wait { until },
             Plan::Claim { count, without } => {
                 let lanes = without.iter().filter_map(|id| self.lanes.get(id)).map(|lane| &lane.name);
-                let left_alone = self.webhooks.names().chain(self.of_broker.names().filter(|_| up));
+                let left_alone = self.webhooks.names().chain(&left_alone);
                 let passed = lanes.chain(left_alone).chain(&self.unserved).cloned().collect();
-                let brokers = if up { vec![BROKER] } else { Vec::new() };
                 Ask::Claim { count, wanted: Wanted { passed, brokers, only: None } }
             }
         }
@@ -365,7 +383,7 @@ impl Lanes {
         }
         let most = TRIES.min(room.events);
         let mut due = self.webhooks.take_due(now, most);
-        if self.broker_is_known() {
+        if self.brokers_are_known() {
             due.extend(self.of_broker.take_due(now, most - due.len()));
         }
         // What is under way there will tell.
@@ -379,7 +397,7 @@ impl Lanes {
             return None;
         }
         self.no_try_before = Some(now + BETWEEN_TRIES);
-        let brokers = if self.environment.has_broker() { vec![BROKER] } else { Vec::new() };
+        let brokers = self.environment.brokers();
         let wanted = Wanted { passed: Vec::new(), brokers, only: Some(due) };
         Some(Ask::Claim { count: wanted.only.as_ref().map_or(0, Vec::len), wanted })
     }
@@ -507,7 +525,7 @@ impl Lanes {
             lane.idle_since = Some(now);
             self.idle.insert((now, id));
         }
-        let may_be_well = self.broker == Standing::Up || !self.directory.get(&name).is_some_and(Spec::is_rabbitmq);
+        let may_be_well = self.is_reachable(&name);
         match &done.news {
             News::Well if may_be_well => {
                 let again = self.ask_for(&name);

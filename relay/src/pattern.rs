@@ -1,4 +1,4 @@
-//! Patterns of destinations' names, in which `*` stands for any run of characters: which destinations a relay serves.
+//! Patterns in which `*` stands for any run of characters, and those of destinations' names: which ones a relay serves.
 
 /// Any of several patterns; without one, every name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,12 +22,13 @@ impl Patterns {
     }
 }
 
-fn like(pattern: &str) -> String {
+/// The pattern for SQL's `LIKE`, as `outbox._like_pattern()` writes it.
+pub fn like(pattern: &str) -> String {
     let mut like = String::with_capacity(pattern.len() + 4);
     for c in pattern.chars() {
         match c {
             '*' => like.push('%'),
-            '_' => like.push_str("\\_"),
+            '\\' | '%' | '_' => like.extend(['\\', c]),
             c => like.push(c),
         }
     }
@@ -35,7 +36,7 @@ fn like(pattern: &str) -> String {
 }
 
 /// Where the text does not go on as the pattern does, the last `*` takes one character more.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut last: Option<(usize, usize)> = None;
     while t < text.len() {
@@ -86,6 +87,13 @@ mod tests {
         let both = patterns(&["a*", "b_1"]);
         assert!(both.matches("a") && both.matches("b_1") && !both.matches("bx1"));
         assert_eq!(both.like(), Some(vec!["a%".into(), "b\\_1".into()]));
+    }
+
+    #[test]
+    fn what_like_takes_for_its_own_is_escaped() {
+        for (pattern, expected) in [("*", "%"), ("a_b%c\\d*", "a\\_b\\%c\\\\d%"), ("*timeout*", "%timeout%")] {
+            assert_eq!(like(pattern), expected);
+        }
     }
 
     #[test]

@@ -26,40 +26,43 @@ enum Order {
     Forget(Arc<str>),
 }
 
-/// Makes destinations ready until it is dropped.
+/// Makes destinations ready until it is dropped, at each broker apart.
 pub struct Preparer {
-    orders: Option<UnboundedSender<Order>>,
+    /// By the names of brokers.
+    orders: HashMap<Arc<str>, UnboundedSender<Order>>,
     environment: Arc<Environment>,
 }
 
 impl Preparer {
     pub fn new(environment: Arc<Environment>) -> Self {
-        Preparer { orders: None, environment }
+        Preparer { orders: HashMap::new(), environment }
     }
 
     /// The destination is new or was changed.
     pub fn prepare(&mut self, spec: &Spec) {
-        if self.orders.is_none()
-            && let Some(standing) = self.environment.broker_standing()
+        self.forget(&spec.name);
+        let Some(broker) = spec.broker() else { return };
+        if !self.orders.contains_key(broker)
+            && let Some(standing) = self.environment.broker_standing(broker)
         {
             let (orders, inbox) = unbounded_channel();
             tokio::spawn(run(self.environment.clone(), standing, inbox));
-            self.orders = Some(orders);
+            self.orders.insert(broker.into(), orders);
         }
-        self.send(Order::Prepare(spec.clone()));
+        if let Some(orders) = self.orders.get(broker) {
+            send(orders, Order::Prepare(spec.clone()));
+        }
     }
 
-    /// The destination was removed.
+    /// The destination was removed, or was another broker's.
     pub fn forget(&self, name: &Arc<str>) {
-        self.send(Order::Forget(name.clone()));
+        self.orders.values().for_each(|orders| send(orders, Order::Forget(name.clone())));
     }
+}
 
-    fn send(&self, order: Order) {
-        if let Some(orders) = &self.orders {
-            // The task ends only when this sender is dropped.
-            let _ = orders.send(order);
-        }
-    }
+fn send(orders: &UnboundedSender<Order>, order: Order) {
+    // The task ends only when this sender is dropped.
+    let _ = orders.send(order);
 }
 
 async fn run(

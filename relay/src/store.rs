@@ -62,7 +62,7 @@ pub struct Wanted {
     /// Not for these destinations.
     pub passed: Vec<Arc<str>>,
     /// For the RabbitMQ destinations of these brokers.
-    pub brokers: Vec<&'static str>,
+    pub brokers: Vec<Arc<str>>,
     /// For these destinations alone.
     pub only: Option<Vec<Arc<str>>>,
 }
@@ -182,8 +182,9 @@ impl Store {
         let count = i32::try_from(count).unwrap_or(i32::MAX);
         let lease = lease.as_secs_f64();
         let texts = |names: &[Arc<str>]| names.iter().map(|name| name.to_string()).collect::<Vec<String>>();
-        let (passed, only) = (texts(&wanted.passed), wanted.only.as_deref().map(texts));
-        let parameters: Parameters<'_> = [&count, &lease, &passed, &self.patterns, &wanted.brokers, &only];
+        let (passed, brokers) = (texts(&wanted.passed), texts(&wanted.brokers));
+        let only = wanted.only.as_deref().map(texts);
+        let parameters: Parameters<'_> = [&count, &lease, &passed, &self.patterns, &brokers, &only];
         let mut claimed = match self.claims.on(self.claim_whole(&parameters, bytes, silence)).await {
             Err(error) if is_about_a_value(&error) => {
                 tracing::warn!(%error, "an event can't be handed out; looking for it, one by one");

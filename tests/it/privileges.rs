@@ -47,8 +47,14 @@ async fn each_role_can_do_its_work_and_nothing_else() -> Result<()> {
         ("SELECT outbox.relay_destinations()", &["relay"]),
         ("SELECT outbox.stats()", &["relay", "monitor"]),
         ("SELECT outbox.health()", &["relay", "monitor"]),
-        ("SELECT * FROM outbox.destinations", &["monitor"]),
-        ("SELECT * FROM outbox.deliveries", &["monitor"]),
+        ("SELECT * FROM outbox.destinations", &["relay", "monitor"]),
+        ("SELECT * FROM outbox.deliveries", &["relay", "monitor"]),
+        ("SELECT outbox.event(gen_random_uuid())", &["relay"]),
+        ("SELECT outbox.first_time('a', gen_random_uuid())", &["producer", "relay"]),
+        ("SELECT * FROM outbox.inbox", &[]),
+        ("SELECT outbox.alter_destination('hook', '{}')", &[]),
+        ("SELECT outbox.send_test('hook')", &[]),
+        ("SELECT outbox.backfill('hook')", &[]),
         ("SELECT * FROM outbox.secret", &[]),
         ("SELECT * FROM outbox.destination", &[]),
         ("SELECT outbox.add_rabbitmq('r')", &[]),
@@ -114,7 +120,9 @@ async fn no_view_shows_a_secret() -> Result<()> {
     let secret: String = session
         .one(r#"SELECT outbox.add_webhook('h', 'https://example.com/?token=hidden', settings => '{"headers": {"x-key": "hidden"}}')"#)
         .await?;
-    for source in ["outbox.destinations", "outbox.deliveries", "outbox.health()", "outbox.stats()"] {
+    session.batch_execute("SELECT outbox.send_test('h')").await?;
+    let event = "(SELECT outbox.event(event_id) FROM outbox_events)";
+    for source in ["outbox.destinations", "outbox.deliveries", "outbox.health()", "outbox.stats()", event] {
         let text: Option<String> = session.one(&format!("SELECT string_agg(x::text, ' ') FROM {source} x")).await?;
         let text = text.unwrap_or_default();
         assert!(!text.contains(&secret) && !text.contains("hidden"), "{source}: {text}");

@@ -139,6 +139,9 @@ async fn a_secret_of_another_kind_gives_way_to_a_new_one() -> Result<()> {
     ensure!(last != standard);
     let _relay = world.relay().await?;
     ensure!(verifies(&last, &next(&world, &receiver).await?)?);
+    world.execute(r#"SELECT outbox.alter_destination('hook', '{"settings": {"signature": "ed25519"}}')"#).await?;
+    let public: String = world.session.one("SELECT outbox.rotate_secret('hook', '0')").await?;
+    ensure!(public.starts_with("whpk_"));
 
     for (secret, settings) in [("short", HEX), (&*"x".repeat(129), HEX), ("hunter22", "{}")] {
         let error = add(&world, &url, Some(secret), settings).await.err().context("not refused")?;

@@ -7,7 +7,7 @@ use outbox_tests::wait::LONG;
 use crate::rabbitmq::Site;
 
 /// Calls whose arguments are at the edge of what can be meant. Each is refused by SQL, or no relay calls it malformed.
-const CASES: [&str; 42] = [
+const CASES: [&str; 65] = [
     "add_webhook($1, 'http://example.invalid/')",
     "add_webhook($1, 'https://example.invalid:65535/x?y=z#f')",
     "add_webhook($1, 'http://example.invalid:0/')",
@@ -50,6 +50,29 @@ const CASES: [&str; 42] = [
     "add_rabbitmq($1, settings => jsonb_build_object('queue', repeat('x', 256)))",
     "add_rabbitmq($1, settings => '{\"exchange_type\": \"odd\"}')",
     "add_rabbitmq($1, settings => '{\"concurrency\": 99999}')",
+    "add_rabbitmq($1, settings => '{\"format\": \"cloudevents-binary\", \"source\": \"urn:x\", \"metadata\": [\"\", \"*\"]}')",
+    "add_rabbitmq($1, settings => '{\"format\": null, \"metadata\": null}')",
+    "add_rabbitmq($1, settings => '{\"format\": null}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"format\": null}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"signature\": null}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"signature\": \"none\", \"metadata\": []}')",
+    "add_webhook($1, 'http://example.invalid/', secret => 'hunter22', settings => '{\"signature\": \"hex\"}')",
+    "add_webhook($1, 'http://example.invalid/', secret => repeat('é', 128), settings => '{\"signature\": \"hex\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"signature\": \"hex\", \"signature_header\": \"~|x\", \"signature_prefix\": \"a  ~\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"signature\": \"ed25519\"}')",
+    "add_webhook($1, 'http://example.invalid/', secret => 'whsk_' || repeat('A', 43) || '=', settings => '{\"signature\": \"ed25519\"}')",
+    "add_webhook($1, 'http://example.invalid/', secret => 'whsk_B' || repeat('A', 42) || '=', settings => '{\"signature\": \"ed25519\"}')",
+    "add_webhook($1, 'http://example.invalid/', secret => 'whsk_B' || repeat('A', 85) || '==', settings => '{\"signature\": \"ed25519\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"http://p:1\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"HTTPS://u<s>e\\\"r:p^w|{}`@[::1]/\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"http://u:%zz@p\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"http://@p\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"http://:@p\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"http://1.2.3.4.5\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"http://p:99999\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"proxy\": \"none\", \"ca_certificate\": null}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"ca_certificate\": \"-----BEGIN CERTIFICATE----- MAA= -----END CERTIFICATE-----\"}')",
+    "add_webhook($1, 'http://example.invalid/', settings => '{\"ca_certificate\": \"-----BEGIN CERTIFICATE-----\\nMAA=\\n-----END CERTIFICATE-----\"}')",
 ];
 
 #[tokio::test]

@@ -71,6 +71,8 @@ fn a_url_in_the_wrong_option_is_not_shown() -> Result<()> {
         ("--lease", "OUTBOX_LEASE"),
         ("--grace-period", "OUTBOX_GRACE_PERIOD"),
         ("--webhook-allow-networks", "OUTBOX_WEBHOOK_ALLOW_NETWORKS"),
+        ("--webhook-proxy", "OUTBOX_WEBHOOK_PROXY"),
+        ("--webhook-ca-cert", "OUTBOX_WEBHOOK_CA_CERT"),
         ("--log-format", "OUTBOX_LOG_FORMAT"),
         ("--log-level", "OUTBOX_LOG_LEVEL"),
     ];

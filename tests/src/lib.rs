@@ -2,7 +2,8 @@
 //!
 //! - [`cluster`]: a PostgreSQL with the extension; [`session`]: a connection to it that hears notifications
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
-//! - [`receiver`]: an HTTP server for webhooks; [`reference`]: who verifies their signatures
+//! - [`receiver`]: an HTTP server for webhooks; [`front`]: what may stand before it, TLS or a proxy; [`reference`]: who
+//!   verifies signatures and reads CloudEvents
 //! - [`relay`]: the relay's binary; [`trace`]: what it logs of each event; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
 //! - [`tls`]: a certificate authority
 //! - [`world`]: what nearly every test begins with
@@ -13,6 +14,7 @@
 pub mod broker;
 pub mod cluster;
 pub mod detached;
+pub mod front;
 pub mod http;
 pub mod pool;
 pub mod postgres;

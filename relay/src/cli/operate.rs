@@ -244,7 +244,7 @@ pub struct HealthCheck {
 
 #[derive(Args)]
 pub struct Verify {
-    /// File with the signing secret, whsec_…
+    /// File with the signing secret, whsec_…, or the public key, whpk_…
     #[arg(long, value_name = "FILE")]
     pub secret_file: PathBuf,
     /// File with the request's headers, a line "Name: value" each

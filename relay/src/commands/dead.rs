@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::session::{Session, Work, like};
+use super::session::{Session, Work};
 use super::table::{Column, Table, left, right};
 use super::{Outcome, answer, cell, confirmed, count, note, text, time};
 use crate::cli::{Dead, DeadFilter, Output, Which};
 use crate::error::{Error, Result};
+use crate::pattern::like;
 use crate::postgres::Connector;
 
 const LIST: &str = "SELECT jsonb_build_object( \

@@ -237,6 +237,9 @@ fn shown(field: &str, value: &Value) -> Value {
 
 fn shown_url(url: &str) -> String {
     match url.split_once('?') {
+        // No URL of a webhook may hold a login, and this one is refused.
+        None if url.contains('@') => HIDDEN.into(),
+        Some((front, _)) if front.contains('@') => HIDDEN.into(),
         Some((front, _)) => format!("{front}?…"),
         None => url.to_owned(),
     }

@@ -111,39 +111,7 @@ pub fn parse(json: &str) -> Result<Value> {
     serde_json::from_str(json).map_err(|error| Error::Server(format!("PostgreSQL's answer is no JSON: {error}")))
 }
 
-/// A pattern whose `*` stands for any run of characters, as a LIKE pattern: as `outbox._like_pattern()` reads it.
-pub fn like(pattern: &str) -> String {
-    let mut like = String::with_capacity(pattern.len());
-    for c in pattern.chars() {
-        match c {
-            '*' if like.ends_with('%') && !like.ends_with("\\%") => {}
-            '*' => like.push('%'),
-            '\\' | '%' | '_' => like.extend(['\\', c]),
-            c => like.push(c),
-        }
-    }
-    like
-}
-
 /// Whether PostgreSQL says that there is no such thing, such as a destination.
 pub fn names_what_is_not_there(error: &Error) -> bool {
     matches!(error, Error::Database(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_becomes_what_the_extension_makes_of_it() {
-        for (pattern, expected) in [
-            ("*", "%"),
-            ("order.**", "order.%"),
-            ("a_b%c\\d", "a\\_b\\%c\\\\d"),
-            ("%*", "\\%%"),
-            ("*timeout*", "%timeout%"),
-        ] {
-            assert_eq!(like(pattern), expected);
-        }
-    }
 }

@@ -1,9 +1,9 @@
 //! `status`: the counts, the latency, and each destination with its state and what it is owed.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::session::{Session, Work};
-use super::table::{Column, Table, left, right};
+use super::table::{Column, Table, clean, left, right};
 use super::{Outcome, answer, cell, text, time};
 use crate::cli::Output;
 use crate::error::Result;
@@ -15,7 +15,9 @@ const STATS: &str = "SELECT jsonb_build_object( \
         'latency_p50_seconds', extract(epoch FROM s.latency_p50)::float8, \
         'latency_p95_seconds', extract(epoch FROM s.latency_p95)::float8, \
         'latency_p99_seconds', extract(epoch FROM s.latency_p99)::float8, \
-        'consumers', s.consumers, 'worker_state', s.worker_state)::text FROM outbox.stats() s";
+        'worker_state', s.worker_state)::text FROM outbox.stats() s";
+
+const RELAYS: &str = "SELECT h.detail FROM outbox.health() h WHERE h.check_name = 'consumers'";
 
 /// A destination's state beside what is listed for it. An event that no claim has looked at yet is listed nowhere.
 pub const DESTINATIONS: &str = "SELECT jsonb_build_object( \
@@ -38,8 +40,10 @@ const COLUMNS: [Column; 6] =
 pub async fn status(connector: &Connector, output: &Output) -> Result<Outcome> {
     let session = Session::open(connector, "status", Work::Looks).await?;
     let mut status = session.row(STATS, &[]).await?;
+    let attached: String = session.value(RELAYS, &[]).await?;
     let destinations = session.rows(DESTINATIONS, &[]).await?;
     session.commit().await?;
+    status["relays"] = Value::Array(relays(&attached));
     status["destinations"] = Value::Array(destinations);
     answer(output, &status, || shown(&status, &connector.target()))?;
     Ok(Outcome::Well)
@@ -54,9 +58,11 @@ fn shown(status: &Value, target: &str) -> String {
         format!("processing {}", cell(status, "processing")),
         format!("dead {}", cell(status, "failed")),
         format!("p99 {}", seconds("latency_p99_seconds").unwrap_or("-".into())),
-        format!("relays {}", cell(status, "consumers")),
+        format!("relays {}", list(status, "relays").len()),
     ];
-    let destinations = status["destinations"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let relay = |relay: &Value| format!("relay {} (pid {})\n", clean(text(relay, "name")), cell(relay, "pid"));
+    let relays: String = list(status, "relays").iter().map(relay).collect();
+    let destinations = list(status, "destinations");
     let mut table = Table::new(&COLUMNS);
     for destination in destinations {
         table.add(vec![
@@ -72,7 +78,24 @@ fn shown(status: &Value, target: &str) -> String {
         true => "no destination yet, so events wait\n".to_owned(),
         false => table.to_string(),
     };
-    format!("{}\n{rest}", head.join("   "))
+    format!("{}\n{rest}{relays}", head.join("   "))
+}
+
+fn list<'a>(status: &'a Value, key: &str) -> &'a [Value] {
+    status[key].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The attached consumers, of what the health check says: `NAME (pid N), NAME (pid N)`.
+fn relays(attached: &str) -> Vec<Value> {
+    let mut relays = Vec::new();
+    let mut rest = attached;
+    while let Some((name, after)) = rest.split_once(" (pid ")
+        && let Some((pid, after)) = after.split_once(')')
+    {
+        relays.push(json!({"name": name, "pid": pid.parse::<i64>().ok()}));
+        rest = after.strip_prefix(", ").unwrap_or(after);
+    }
+    relays
 }
 
 /// `open, 12 s left`.
@@ -91,14 +114,16 @@ mod tests {
     fn a_status_is_a_line_and_a_table() {
         let status = serde_json::json!({
             "pending": 12, "processing": 0, "failed": 3, "oldest_pending_seconds": 0.4, "latency_p99_seconds": 0.038,
-            "consumers": 2, "destinations": [
+            "relays": relays("h:1 (pid 7), my relay (pid 8)"), "destinations": [
                 {"name": "crm", "kind": "webhook", "state": "open", "waiting": 12, "dead": 3, "open_for_seconds": 12.0,
                  "last_error": "can't connect"},
                 {"name": "orders", "kind": "rabbitmq", "state": "active", "waiting": 0, "dead": 0, "last_error": null}]});
         let lines = "db1/app   pending 12 (oldest 400 ms)   processing 0   dead 3   p99 38 ms   relays 2\n\
                      DESTINATION  KIND      STATE            WAITING  DEAD  LAST ERROR\n\
                      crm          webhook   open, 12 s left       12     3  can't connect\n\
-                     orders       rabbitmq  active                 0     0\n";
+                     orders       rabbitmq  active                 0     0\n\
+                     relay h:1 (pid 7)\nrelay my relay (pid 8)\n";
         assert_eq!(shown(&status, "db1/app"), lines);
+        assert!(relays("none attached").is_empty());
     }
 }

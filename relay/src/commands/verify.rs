@@ -67,13 +67,14 @@ fn judge(secret: &str, headers: &str, body: &[u8], now: f64, tolerance: Duration
         return fault("timestamp", "webhook-timestamp is not a whole number of seconds since 1970");
     };
     let key = key_of(secret)?;
-    if !signatures.iter().any(|signature| signature.starts_with("v1,")) {
-        return fault("header", "webhook-signature holds no signature that begins with v1,");
+    let mark = key.mark();
+    if !signatures.iter().any(|signature| signature.starts_with(mark)) {
+        return fault(
+            "header",
+            format!("webhook-signature holds no signature that begins with {mark} as this secret's do"),
+        );
     }
-    let holds = |key: &Key, body: &[u8]| {
-        let expected = key.sign(id, sent, body);
-        signatures.iter().any(|signature| is_same(signature.as_bytes(), expected.as_bytes()))
-    };
+    let holds = |key: &Key, body: &[u8]| signatures.iter().any(|signature| key.holds(signature, id, sent, body));
     if !holds(&key, body) {
         return why_not(secret, &key, body, holds);
     }
@@ -86,18 +87,14 @@ fn parse_headers(text: &str) -> HashMap<String, String> {
     lines.map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned())).collect()
 }
 
+/// `whsec_…`, also without its beginning, or the public key `whpk_…`.
 fn key_of(secret: &str) -> std::result::Result<Key, Fault> {
     let secret = secret.trim();
-    match Key::parse(secret) {
-        _ if secret.is_empty() => fault("secret", "the secret's file is empty"),
+    match Key::parse(secret).or_else(|_| Key::parse(&format!("whsec_{secret}"))) {
+        _ if secret.is_empty() => fault("secret", "its file is empty"),
         Ok(key) => Ok(key),
-        Err(_) => fault("secret", "it is not whsec_ and base64"),
+        Err(_) => fault("secret", "it is not whsec_ (or whpk_, of a public key) and base64"),
     }
-}
-
-/// In a time that does not depend on where the two differ.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
 /// Receivers refuse what is old, so that nobody can send it again.
@@ -163,6 +160,12 @@ fn other_bodies(body: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use hmac::{Hmac, KeyInit, Mac};
+    use ring::signature::{Ed25519KeyPair, KeyPair};
+    use sha2::Sha256;
+
     use super::*;
 
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n";
@@ -202,10 +205,27 @@ mod tests {
         assert_eq!(what(SECRET, &HEADERS.replace("v1,", "v1a,"), BODY, NOW), Some("header"));
     }
 
+    fn signed(signature: String) -> String {
+        format!("webhook-id: a\nwebhook-timestamp: 1614265330\nwebhook-signature: {signature}")
+    }
+
     #[test]
     fn a_key_that_was_taken_as_text_is_recognised() {
-        let signature = Key::of_text(SECRET.trim()).sign("a", 1_614_265_330, BODY);
-        let headers = format!("webhook-id: a\nwebhook-timestamp: 1614265330\nwebhook-signature: {signature}");
+        let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.trim().as_bytes()).unwrap();
+        mac.update(b"a.1614265330.");
+        mac.update(BODY);
+        let headers = signed(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())));
         assert_eq!(what(SECRET, &headers, BODY, NOW), Some("secret"));
+    }
+
+    #[test]
+    fn a_public_key_verifies_asymmetric_signatures() {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+        let public = format!("whpk_{}", STANDARD.encode(pair.public_key()));
+        let signature = pair.sign(&[b"a.1614265330.", BODY].concat());
+        let headers = signed(format!("v1,AAAA v1a,{}", STANDARD.encode(signature)));
+        assert_eq!(what(&public, &headers, BODY, NOW), None);
+        assert_eq!(what(&public, &headers, b"{}", NOW), Some("secret or body"));
+        assert_eq!(what(&public, HEADERS, BODY, NOW), Some("header"));
     }
 }

@@ -1,4 +1,4 @@
-//! The connection to RabbitMQ that all RabbitMQ destinations of a relay share.
+//! The connection to a RabbitMQ that all destinations of a relay share which name that broker.
 //!
 //! A task of its own makes it and keeps it, from the first destination on, and says how it stands. Deliveries never wait
 //! for it. While the broker blocks publishers (a memory or disk alarm) the connection stays, so that what was sent keeps
@@ -58,6 +58,7 @@ impl Standing {
 }
 
 pub struct Broker {
+    name: Arc<str>,
     /// One for each host.
     uris: Vec<AMQPUri>,
     tls: OwnedTLSConfig,
@@ -97,6 +98,7 @@ impl Broker {
             uri.query.heartbeat.get_or_insert(HEARTBEAT);
         }
         Ok(Broker {
+            name: amqp.name.clone(),
             uris,
             tls: tls(amqp)?,
             kept: AtomicBool::new(false),
@@ -204,9 +206,9 @@ impl Broker {
             changed
         });
         match &standing {
-            Standing::Up if changed => tracing::info!(broker = self.place(), "connected to RabbitMQ"),
+            Standing::Up if changed => tracing::info!(broker = &*self.name, at = self.place(), "connected to RabbitMQ"),
             Standing::Blocked(reason) | Standing::Down(reason) if changed => {
-                tracing::warn!(broker = self.place(), reason, "RabbitMQ can't be used");
+                tracing::warn!(broker = &*self.name, at = self.place(), reason, "RabbitMQ can't be used");
             }
             _ => {}
         }

@@ -11,32 +11,39 @@ use std::time::Duration;
 use reqwest::{Client, redirect};
 
 use super::ConfigError;
-use super::address::{Guard, Networks};
+use super::address::Networks;
 use super::connecting::Watch;
 use super::keep::{IDLE, Keep, MOST_OF_HOST};
+use super::route::{Route, Routes};
 use super::webhook::causes;
 
 /// What makes one client different from another.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ClientKey {
     pub connect_timeout: Duration,
+    pub route: Route,
 }
 
 /// Clients by what they are for.
 pub struct Clients {
     networks: Arc<Networks>,
+    routes: Routes,
     keep: Arc<Keep>,
     /// With the generation of the networks.
     made: Mutex<HashMap<(u64, ClientKey), Weak<Client>>>,
 }
 
 impl Clients {
-    pub fn new(networks: Arc<Networks>) -> Self {
-        Clients { networks, keep: Arc::default(), made: Mutex::default() }
+    pub fn new(networks: Arc<Networks>, routes: Routes) -> Self {
+        Clients { networks, routes, keep: Arc::default(), made: Mutex::default() }
     }
 
     pub fn networks(&self) -> &Arc<Networks> {
         &self.networks
+    }
+
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// Which connections may be kept, of all clients.
@@ -58,16 +65,15 @@ impl Clients {
     }
 
     fn build(&self, key: &ClientKey) -> Result<Client, ConfigError> {
-        Client::builder()
+        let builder = self.routes.apply(&key.route, &self.networks, Client::builder())?;
+        builder
             .redirect(redirect::Policy::none())
-            .no_proxy()
             .connect_timeout(key.connect_timeout)
             .connector_layer(Watch)
             .pool_max_idle_per_host(MOST_OF_HOST)
             .pool_idle_timeout(IDLE)
             .tcp_nodelay(true)
             .user_agent(concat!("pg_outbox/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guard::new(self.networks.clone())))
             .build()
             .map_err(|error| ConfigError(format!("this relay has no HTTP client: {}", causes(&error.without_url()))))
     }
@@ -78,14 +84,14 @@ mod tests {
     use super::*;
 
     fn key(seconds: u64) -> ClientKey {
-        ClientKey { connect_timeout: Duration::from_secs(seconds) }
+        ClientKey { connect_timeout: Duration::from_secs(seconds), route: Route::default() }
     }
 
     #[test]
     fn webhooks_that_need_the_same_share_a_client_until_the_networks_change() {
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let networks = Arc::new(Networks::default());
-        let clients = Clients::new(networks.clone());
+        let clients = Clients::new(networks.clone(), Routes::default());
         let first = clients.get(&key(5)).expect("a client");
         assert!(Arc::ptr_eq(&first, &clients.get(&key(5)).expect("a client")));
         assert!(!Arc::ptr_eq(&first, &clients.get(&key(6)).expect("a client")));

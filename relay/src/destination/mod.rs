@@ -20,11 +20,13 @@ mod patterns;
 mod publish;
 mod rabbitmq;
 mod returns;
+mod route;
 pub mod signature;
 mod template;
 mod topology;
 mod webhook;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -38,8 +40,9 @@ pub use self::broker::Standing;
 use self::clients::Clients;
 pub use self::json::Object;
 use self::rabbitmq::RabbitMq;
+use self::route::Routes;
 use self::webhook::Webhook;
-use crate::config::Config;
+use crate::config::{Amqp, BROKER, Config};
 use crate::pattern::Patterns;
 
 /// One event as a claim hands it out, shared by all of its destinations.
@@ -102,6 +105,8 @@ pub struct Spec {
     pub url: Option<String>,
     /// A JSON object, as text: what is wrong in one destination's settings costs no other anything.
     pub settings: String,
+    /// Of a RabbitMQ destination: the name of its broker, if it has one.
+    pub broker: Option<Arc<str>>,
     /// Signing secrets, the current one first.
     pub secrets: Vec<String>,
     pub max_attempts: Option<i32>,
@@ -112,9 +117,9 @@ impl Spec {
         self.kind == "rabbitmq"
     }
 
-    /// Of a RabbitMQ destination: the name of its broker.
-    fn broker(&self) -> String {
-        Object::new(self.settings.as_str()).string("broker").as_deref().unwrap_or(BROKER).to_owned()
+    /// The name of its broker; none of a webhook.
+    pub fn broker(&self) -> Option<&str> {
+        self.is_rabbitmq().then(|| self.broker.as_deref().unwrap_or(BROKER))
     }
 }
 
@@ -136,12 +141,9 @@ impl std::fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The name of the broker at AMQP_URL.
-pub const BROKER: &str = "default";
-
-/// What all destinations share: the connection to the broker, HTTP clients, and which addresses a webhook may reach.
+/// What all destinations share: the connections to the brokers, HTTP clients, and which addresses a webhook may reach.
 pub struct Environment {
-    broker: Option<Arc<Broker>>,
+    brokers: BTreeMap<Arc<str>, Arc<Broker>>,
     networks: Arc<Networks>,
     clients: Arc<Clients>,
     /// Destinations of other names are left to others.
@@ -153,17 +155,20 @@ impl Environment {
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         // The one provider for all TLS of the process; an error only says that it is installed already.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let broker = config.amqp.as_ref().map(Broker::new).transpose()?.map(Arc::new);
+        let broker = |amqp: &Amqp| Ok((amqp.name.clone(), Arc::new(Broker::new(amqp)?)));
+        let brokers = config.amqp.iter().map(broker).collect::<Result<_, ConfigError>>()?;
         let networks = Arc::new(Networks::new(&config.webhook_allow_networks)?);
-        let clients = Arc::new(Clients::new(networks.clone()));
-        Ok(Environment { broker, networks, clients, patterns: config.destinations.clone() })
+        let (proxy, authorities) = (config.webhook_proxy.as_deref(), config.webhook_ca_cert.as_deref());
+        let routes = Routes::new(proxy, authorities, config.webhook_https_only)?;
+        let clients = Arc::new(Clients::new(networks.clone(), routes));
+        Ok(Environment { brokers, networks, clients, patterns: config.destinations.clone() })
     }
 
     /// Whether this relay serves that destination, as far as it can be served at all.
     pub fn serves(&self, spec: &Spec) -> bool {
         let of_kind = match spec.kind.as_str() {
             "webhook" => true,
-            "rabbitmq" => self.broker.is_some() && spec.broker() == BROKER,
+            "rabbitmq" => spec.broker().is_some_and(|name| self.brokers.contains_key(name)),
             _ => false,
         };
         of_kind && self.patterns.matches(&spec.name)
@@ -174,9 +179,9 @@ impl Environment {
         &self.patterns
     }
 
-    /// Whether there is a broker.
-    pub fn has_broker(&self) -> bool {
-        self.broker.is_some()
+    /// The names of the brokers.
+    pub fn brokers(&self) -> Vec<Arc<str>> {
+        self.brokers.keys().cloned().collect()
     }
 
     /// Takes up the server's setting `outbox.webhook_allow_networks`, in addition to the relay's own.
@@ -192,17 +197,15 @@ impl Environment {
         self.networks.generation()
     }
 
-    /// How the connection to the broker stands, which is made and kept from now on; none without a broker.
-    pub fn broker_standing(&self) -> Option<watch::Receiver<Standing>> {
-        self.broker.as_ref().map(|broker| broker.standing())
+    /// How the connection to a broker stands, which is made and kept from now on; none if there is no such broker.
+    pub fn broker_standing(&self, name: &str) -> Option<watch::Receiver<Standing>> {
+        self.brokers.get(name).map(|broker| broker.standing())
     }
 
-    /// Tries the connection to the broker.
-    pub async fn check_broker(&self) -> Result<(), String> {
-        match &self.broker {
-            Some(broker) => broker.check().await,
-            None => Ok(()),
-        }
+    /// Tries the connection to each broker.
+    pub async fn check_brokers(&self) -> Vec<(Arc<str>, Result<(), String>)> {
+        let checks = self.brokers.iter().map(|(name, broker)| async { (name.clone(), broker.check().await) });
+        futures_util::future::join_all(checks).await
     }
 }
 
@@ -225,9 +228,12 @@ impl Destination {
 
     /// Connects to nothing yet.
     pub fn build(spec: &Spec, environment: &Environment) -> Result<Self, ConfigError> {
-        match (spec.kind.as_str(), &environment.broker) {
-            ("rabbitmq", Some(broker)) => RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq),
-            ("rabbitmq", None) => Err(ConfigError("AMQP_URL is not set".into())),
+        let broker = spec.broker().map(|name| (name, environment.brokers.get(name)));
+        match (spec.kind.as_str(), broker) {
+            (_, Some((_, Some(broker)))) => RabbitMq::build(spec, broker.clone()).map(Destination::RabbitMq),
+            (_, Some((name, None))) => {
+                Err(ConfigError(format!("this relay has no broker {name}: AMQP_URL names none")))
+            }
             ("webhook", _) => Webhook::build(spec, environment.clients.clone()).map(Destination::Webhook),
             (kind, _) => Err(ConfigError(format!("this relay does not know destinations of kind {kind}"))),
         }

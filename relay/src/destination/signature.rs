@@ -11,7 +11,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STAN
 use base64::{Engine, alphabet};
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::HeaderName;
-use ring::signature::Ed25519KeyPair;
+use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use sha2::Sha256;
 
 use super::ConfigError;
@@ -101,24 +101,48 @@ impl Signer {
     }
 }
 
-/// The key of symmetric signatures, for whoever verifies one.
-pub struct Key(Vec<u8>);
+/// What a receiver has, to verify signatures with.
+pub enum Key {
+    Secret(Vec<u8>),
+    /// Of Ed25519.
+    Public(Vec<u8>),
+}
 
 impl Key {
-    pub fn parse(secret: &str) -> Result<Self, ConfigError> {
-        let mut keys = keys(&[secret.to_owned()], "whsec_")?;
-        Ok(Key(keys.pop().unwrap_or_default()))
+    /// From `whsec_` or `whpk_` and base64.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let key = |prefix| Ok(keys(&[text.to_owned()], prefix)?.pop().unwrap_or_default());
+        match text.starts_with("whpk_") {
+            true => key("whpk_").map(Key::Public),
+            false => key("whsec_").map(Key::Secret),
+        }
     }
 
-    /// The one that is the text itself, as some take it by mistake.
+    /// The secret that is the text itself, as some take it by mistake.
     pub fn of_text(text: &str) -> Self {
-        Key(text.as_bytes().to_vec())
+        Key::Secret(text.as_bytes().to_vec())
     }
 
-    /// What `webhook-signature` holds.
-    pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
-        let signed = format!("{id}.{timestamp}.");
-        format!("v1,{}", STANDARD.encode(mac(&self.0, signed.as_bytes(), std::iter::once(body))))
+    /// What its signatures begin with.
+    pub fn mark(&self) -> &'static str {
+        match self {
+            Key::Secret(_) => "v1,",
+            Key::Public(_) => "v1a,",
+        }
+    }
+
+    /// Whether a signature with its mark is of this message.
+    pub fn holds(&self, signature: &str, id: &str, timestamp: u64, body: &[u8]) -> bool {
+        let Some(signature) = signature.strip_prefix(self.mark()) else { return false };
+        let Ok(signature) = LENIENT.decode(signature) else { return false };
+        let before = format!("{id}.{timestamp}.");
+        match self {
+            Key::Secret(key) => mac(key, before.as_bytes(), std::iter::once(body)) == signature,
+            Key::Public(key) => {
+                let message = [before.as_bytes(), body].concat();
+                UnparsedPublicKey::new(&ED25519, key).verify(&message, &signature).is_ok()
+            }
+        }
     }
 }
 
@@ -154,8 +178,6 @@ fn mac<'a>(key: &[u8], before: &[u8], body: impl Iterator<Item = &'a [u8]>) -> V
 
 #[cfg(test)]
 mod tests {
-    use ring::signature::{ED25519, UnparsedPublicKey};
-
     use super::*;
 
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";

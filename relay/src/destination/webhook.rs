@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | none in time; the connection breaks after it was made | the event's, perhaps | failed |
 //! | a kept connection ends just then | nobody's | sent again at once, on another connection |
-//! | no connection: refused, TLS, `connect_timeout` | the receiver's | unavailable |
+//! | no connection: refused, TLS, `connect_timeout`, a proxy that makes none | the receiver's | unavailable |
+//! | the relay's own proxy can't be reached; any proxy wants another login | this relay's | unable |
 //! | no files, no network, no name resolution, an authority or an address that this relay does not accept | this relay's | unable |
 
 use std::borrow::Cow;
@@ -13,9 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, RequestBuilder, Response, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::address::{Networks, Refused};
 use super::answer;
@@ -25,6 +26,7 @@ use super::cloud_event;
 use super::connecting::Progress;
 use super::json::{Object, unescape};
 use super::keep::{Host, MOST_OF_HOST, Permit};
+use super::route::{Route, judge_name};
 use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
 
@@ -73,6 +75,7 @@ impl Settings {
             url,
             client: ClientKey {
                 connect_timeout: duration(&settings, "connect_timeout").map_err(of)?.unwrap_or(CONNECT_TIMEOUT),
+                route: Route::parse(&settings).map_err(of)?,
             },
             signer: Signer::parse(&settings, &spec.secrets).map_err(of)?,
             style: Style::of_webhook(&settings).map_err(of)?,
@@ -103,24 +106,28 @@ impl Webhook {
 
     /// Resolves the host and judges its addresses; sends nothing.
     pub async fn check(&self) -> Result<(), String> {
-        self.judge_literal().map_err(|refused| refused.to_string())?;
-        let url = &self.settings.url;
-        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(443));
-        let host = host.trim_matches(['[', ']']);
-        let found =
-            tokio::net::lookup_host((host, port)).await.map_err(|error| format!("can't resolve {host}: {error}"))?;
-        match found.map(|at| at.ip()).partition::<Vec<_>, _>(|ip| self.networks().allow(*ip)) {
-            (allowed, refused) if allowed.is_empty() => {
-                Err(refused.first().map_or("no address".into(), |ip| Refused(*ip).to_string()))
-            }
-            _ => Ok(()),
+        self.may_send().await?;
+        judge_name(&self.settings.url, self.networks()).await
+    }
+
+    fn route(&self) -> &Route {
+        &self.settings.client.route
+    }
+
+    /// Networks and rules differ between relays, and change: another relay may be allowed to do what this one may not.
+    async fn may_send(&self) -> Result<(), String> {
+        let (routes, url) = (self.clients.routes(), &self.settings.url);
+        match routes.refuse(url) {
+            Some(why) => Err(why),
+            None => routes.judge(self.route(), url, self.networks()).await,
         }
     }
 
     pub async fn deliver(&self, event: &Event) -> Outcome {
-        // Networks differ between relays, and change: another one may be allowed to go there.
-        if let Err(refused) = self.judge_literal() {
-            return Outcome::Unable { error: refused.to_string() };
+        let deadline = Instant::now() + self.settings.timeout;
+        let may_send = timeout_at(deadline, self.may_send()).await;
+        if let Err(error) = may_send.unwrap_or_else(|_| Err(self.too_late("no name resolution"))) {
+            return Outcome::Unable { error };
         }
         let body = match self.settings.style.body(event) {
             Ok(body) => body,
@@ -128,8 +135,11 @@ impl Webhook {
         };
         let sending = Progress::default();
         let permit = self.clients.keep().permit(&self.settings.host);
-        match timeout(self.settings.timeout, self.attempt(event, &body, &sending, permit.as_ref())).await {
+        match timeout_at(deadline, self.attempt(event, &body, &sending, permit.as_ref())).await {
             // Its status says what became of the event, however long the rest takes.
+            Ok(Ok(answer)) if self.is_of_proxy(&answer) => {
+                Outcome::Unable { error: format!("the proxy wants another login: {}", answer.status()) }
+            }
             Ok(Ok(answer)) => answer::judge(answer, &self.rests, permit).await,
             Ok(Err(outcome)) => outcome,
             Err(_) if sending.is_connecting() => {
@@ -170,7 +180,7 @@ impl Webhook {
         if permit.is_none() {
             request = request.header(CONNECTION, HeaderValue::from_static("close"));
         }
-        progress.of(request.send()).await.map_err(|error| silence(error.without_url(), progress))
+        progress.of(request.send()).await.map_err(|error| self.silence(error.without_url(), progress))
     }
 
     fn request(&self, event: &Event, body: &Parts) -> RequestBuilder {
@@ -182,14 +192,33 @@ impl Webhook {
         format!("{what} within {} s", self.settings.timeout.as_secs_f32())
     }
 
-    /// A host that is an address is not resolved, so it is judged here.
-    fn judge_literal(&self) -> Result<(), Refused> {
-        let address = match self.settings.url.host() {
-            Some(url::Host::Ipv4(v4)) => v4.into(),
-            Some(url::Host::Ipv6(v6)) => v6.into(),
-            _ => return Ok(()),
-        };
-        if self.networks().allow(address) { Ok(()) } else { Err(Refused(address)) }
+    /// 407 is what a proxy answers, and no receiver.
+    fn is_of_proxy(&self, answer: &Response) -> bool {
+        answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.clients.routes().has_proxy(self.route())
+    }
+
+    fn silence(&self, error: reqwest::Error, progress: &Progress) -> Silence {
+        let text = causes(&error);
+        if error.is_builder() {
+            Silence::Over(Outcome::Unable { error: format!("can't make a request: {text}") })
+        } else if let Some(refused) = cause::<Refused>(&error) {
+            Silence::Over(Outcome::Unable { error: refused.to_string() })
+        } else if error.is_connect() {
+            let through = if self.clients.routes().has_proxy(self.route()) { " through the proxy" } else { "" };
+            let error_text = format!("can't connect{through}: {text}");
+            let of_proxy =
+                text.contains(WANTS_LOGIN) || self.clients.routes().is_own_proxy(self.route()) && is_of_network(&error);
+            Silence::Over(match of_proxy || is_of_this_host(&error) {
+                true => Outcome::Unable { error: error_text },
+                false => unavailable(error_text),
+            })
+        } else if is_alert(&error) {
+            Silence::Over(unavailable(format!("can't connect: {text}")))
+        } else if progress.reused_a_connection() && is_broken(&error) {
+            Silence::Ended(error)
+        } else {
+            Silence::Over(failed(format!("no answer: {text}")))
+        }
     }
 
     fn headers(&self, event: &Event, body: &Parts) -> HeaderMap {
@@ -227,23 +256,24 @@ fn unavailable(error: String) -> Outcome {
     Outcome::Unavailable { error }
 }
 
-fn silence(error: reqwest::Error, progress: &Progress) -> Silence {
-    let text = causes(&error);
-    if error.is_builder() {
-        Silence::Over(Outcome::Unable { error: format!("can't make a request: {text}") })
-    } else if let Some(refused) = cause::<Refused>(&error) {
-        Silence::Over(Outcome::Unable { error: refused.to_string() })
-    } else if error.is_connect() {
-        let error_text = format!("can't connect: {text}");
-        Silence::Over(match is_of_this_host(&error) {
-            true => Outcome::Unable { error: error_text },
-            false => unavailable(error_text),
-        })
-    } else if progress.reused_a_connection() && is_broken(&error) {
-        Silence::Ended(error)
-    } else {
-        Silence::Over(failed(format!("no answer: {text}")))
-    }
+/// What the HTTP client says when a proxy answers 407 to CONNECT.
+const WANTS_LOGIN: &str = "proxy authorization required";
+
+/// Whether no TCP connection was made. Through a proxy only one is: to the proxy.
+fn is_of_network(error: &reqwest::Error) -> bool {
+    find(error, |cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).is_some()
+}
+
+/// Whether the receiver's TLS refused, as it does for want of a certificate: TLS 1.3 says so after the handshake.
+fn is_alert(error: &reqwest::Error) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::AlertReceived(_)))
+}
+
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    find(error, |cause| {
+        let inner = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>();
+        cause.downcast_ref::<rustls::Error>().or_else(inner)
+    })
 }
 
 /// Whether the cause lies with this relay's host: what it lacks, and what it alone believes.
@@ -252,13 +282,8 @@ fn is_of_this_host(error: &reqwest::Error) -> bool {
     const LACKS: [i32; 10] = [1, 12, 13, 23, 24, 97, 99, 100, 101, 105];
     let lacks =
         find(error, |cause| cause.downcast_ref::<io::Error>()?.raw_os_error().filter(|code| LACKS.contains(code)));
-    let unknown_issuer = find(error, |cause| {
-        let error = cause
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())?;
-        matches!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)).then_some(())
-    });
-    error.is_dns() || lacks.is_some() || unknown_issuer.is_some()
+    let unknown_issuer = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+    error.is_dns() || lacks.is_some() || tls_error(error) == Some(&unknown_issuer)
 }
 
 /// The connection ended before an answer: by the receiver, without a word of HTTP.

@@ -70,13 +70,15 @@ pub fn add_attempts(claimed: &mut [Claimed], rows: &[Row]) -> Result<()> {
 }
 
 pub fn destination(row: &Row) -> Result<Spec> {
+    let settings = row.try_get::<_, Option<String>>(5)?.unwrap_or_default();
     Ok(Spec {
         name: row.try_get::<_, &str>(0)?.into(),
         kind: row.try_get(1)?,
         exchange: row.try_get(2)?,
         routing_key: row.try_get(3)?,
         url: row.try_get(4)?,
-        settings: row.try_get::<_, Option<_>>(5)?.unwrap_or_default(),
+        broker: Object::new(settings.as_str()).string("broker").map(|name| (*name).into()),
+        settings,
         secrets: row.try_get::<_, Option<_>>(6)?.unwrap_or_default(),
         max_attempts: row.try_get(7)?,
     })

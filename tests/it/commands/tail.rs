@@ -1,5 +1,6 @@
 //! `tail`: events as they are announced.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
@@ -48,7 +49,8 @@ impl Tail {
 
     async fn end(mut self, signal: Signal) -> Result<i32> {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal)?;
-        let status = wait::until("tail to end", LONG, async || Ok(self.child.try_wait()?)).await?;
+        let child = RefCell::new(&mut self.child);
+        let status = wait::until("tail to end", LONG, async || Ok(child.borrow_mut().try_wait()?)).await?;
         status.code().context("no exit code")
     }
 }
