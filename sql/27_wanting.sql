@@ -151,8 +151,9 @@ BEGIN
          WHERE d.name = f.name AND d.next_due IS DISTINCT FROM f.at
         RETURNING d.ready_at
     )
-    SELECT min(m.ready_at) INTO v_ready FROM moved m WHERE m.ready_at > clock_timestamp();
-    -- The worker passed it over as long as the destination seemed to have something due.
+    SELECT min(m.ready_at) INTO v_ready FROM moved m WHERE m.ready_at > now();
+    -- The worker passed it over as long as the destination seemed to have something due. now(): a claim has seen what was due
+    -- when its transaction began, and not all that has become due since.
     PERFORM outbox._wake_at(v_ready) WHERE v_ready IS NOT NULL;
 END
 $$;

@@ -153,6 +153,13 @@ impl Config {
         })
     }
 
+    /// With a database that is nowhere.
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        let access = Access { database_url: Some("postgres://u@h/db".into()), ..Access::default() };
+        Self::combine(&access, &Options::default(), File::default(), &|_| None).expect("a configuration")
+    }
+
     /// What was given and has no effect.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         let amqp = self.amqp.iter().flat_map(|amqp| &amqp.url.warnings);

@@ -35,6 +35,9 @@ const MOST_IDLE: usize = 500;
 /// Destinations that are tried with one claim.
 const TRIES: usize = 64;
 
+/// Those that are not tried have the claims in between: however many are to be tried, an event waits for one try at most.
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+
 /// More changes than these are not logged one by one.
 const MOST_LOGGED: usize = 20;
 
@@ -66,8 +69,8 @@ pub struct Lanes {
     networks: u64,
     /// What the database is to be told: why this relay can't serve which destinations.
     reports: BTreeMap<String, Vec<Arc<str>>>,
-    /// The last claim could be a try.
-    tried: bool,
+    /// Nothing is tried before this moment.
+    no_try_before: Option<Instant>,
 }
 
 /// What ends when a destination is no longer left alone.
@@ -125,7 +128,7 @@ impl Lanes {
             brokers: BTreeMap::new(),
             networks,
             reports: BTreeMap::new(),
-            tried: false,
+            no_try_before: None,
         }
     }
 
@@ -340,20 +343,15 @@ impl Lanes {
     /// When one that is not asked for is to be tried.
     pub fn next_try(&self) -> Option<Instant> {
         let of_broker = self.of_broker.next().filter(|_| self.brokers_are_known());
-        [self.webhooks.next(), of_broker].into_iter().flatten().min()
+        let next = [self.webhooks.next(), of_broker].into_iter().flatten().min()?;
+        Some(self.no_try_before.map_or(next, |moment| moment.max(next)))
     }
 
-    /// What the next claim asks for. Tries and claims for all others take turns.
+    /// What the next claim asks for: a try from time to time, or what the others want.
     pub fn ask(&mut self, batch: usize, lagging_too: bool, room: &Room, now: Instant) -> Ask {
-        self.tried = !self.tried;
-        if self.tried
-            && let Some(ask) = self.try_again(room, now)
-        {
-            return ask;
-        }
-        match self.ask_for_all(batch, lagging_too, room, now) {
-            Ask::Wait { until } => self.try_again(room, now).unwrap_or(Ask::Wait { until }),
-            claim => claim,
+        match self.try_again(room, now) {
+            Some(ask) => ask,
+            None => self.ask_for_all(batch, lagging_too, room, now),
         }
     }
 
@@ -380,6 +378,9 @@ impl Lanes {
 
     /// One event for each of a few destinations that could not be served, to see whether they can.
     fn try_again(&mut self, room: &Room, now: Instant) -> Option<Ask> {
+        if self.no_try_before.is_some_and(|moment| now < moment) {
+            return None;
+        }
         let most = TRIES.min(room.events);
         let mut due = self.webhooks.take_due(now, most);
         if self.brokers_are_known() {
@@ -392,9 +393,13 @@ impl Lanes {
                 self.rebuild(name);
             }
         }
+        if due.is_empty() {
+            return None;
+        }
+        self.no_try_before = Some(now + BETWEEN_TRIES);
         let brokers = self.environment.brokers();
-        let wanted = |only| Wanted { passed: Vec::new(), brokers, only: Some(only) };
-        (!due.is_empty()).then(|| Ask::Claim { count: due.len(), wanted: wanted(due) })
+        let wanted = Wanted { passed: Vec::new(), brokers, only: Some(due) };
+        Some(Ask::Claim { count: wanted.only.as_ref().map_or(0, Vec::len), wanted })
     }
 
     fn held(&self, name: &str) -> usize {
@@ -607,4 +612,144 @@ fn ordering_key(event: &Event) -> OrderingKey {
     let mut hasher = DefaultHasher::new();
     (event.aggregate_type.as_deref().unwrap_or(""), id).hash(&mut hasher);
     Some(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::*;
+    use crate::budget::{Budget, Load};
+    use crate::config::Config;
+    use crate::destination::{Outcome, sample_event};
+    use crate::lease::Asked;
+    use crate::ledger::Ended;
+
+    const BUDGET: Budget = Budget { max_events: 10_000, max_bytes: 1 << 26 };
+
+    fn lanes() -> (Lanes, UnboundedReceiver<Done>) {
+        let environment = Arc::new(Environment::new(&Config::sample()).expect("an environment"));
+        let (done, ended) = unbounded_channel();
+        (Lanes::new(2000, environment, Metrics::new(2).expect("metrics"), done), ended)
+    }
+
+    /// Nobody may go there, so that each delivery ends at once.
+    fn webhook(name: &str) -> Spec {
+        let url = Some("http://127.0.0.1:9/".to_owned());
+        let secrets = vec!["whsec_C2FVsBQIhrscChlQIMV+b5sSYob7oDvG".to_owned()];
+        Spec { name: name.into(), kind: "webhook".into(), url, settings: "{}".into(), secrets, ..Spec::default() }
+    }
+
+    fn room() -> Room {
+        BUDGET.room(Load::default())
+    }
+
+    fn taken(id: i64) -> Taken {
+        let (event, lease) = (Arc::new(sample_event()), Arc::new(Lease::new(Asked::now(), LINGER)));
+        Taken { key: (1, id), size: BUDGET.size(100), event, lease, room: room() }
+    }
+
+    fn ask(lanes: &mut Lanes, now: Instant) -> Option<Wanted> {
+        match lanes.ask(500, true, &room(), now) {
+            Ask::Claim { wanted, .. } => Some(wanted),
+            Ask::Wait { .. } => None,
+        }
+    }
+
+    /// One event for this destination, which ends so.
+    async fn deliver(lanes: &mut Lanes, ended: &mut UnboundedReceiver<Done>, name: &str, news: News, now: Instant) {
+        let given = Given::from([(name.to_owned(), (1, 100))]);
+        let wanted = Wanted::default();
+        lanes.claimed(&wanted, 1, &given, true);
+        assert!(lanes.give(name, 1, &taken(1)));
+        lanes.flush(&wanted, &given, false);
+        let done = ended.recv().await.expect("an end");
+        assert!(matches!(done.news, News::Unable(_)), "{:?}", done.news);
+        lanes.ended(&Done { news, ended: Ended::With(Outcome::Delivered), ..done }, now);
+    }
+
+    #[tokio::test]
+    async fn a_destination_has_a_lane_from_its_first_delivery_until_a_while_after_its_last() {
+        let (mut lanes, mut ended) = lanes();
+        lanes.update(&Which::All, (0..1000).map(|n| webhook(&format!("w{n}"))).collect());
+        let now = Instant::now();
+        assert!(lanes.lanes.is_empty() && lanes.next_end().is_none() && lanes.next_try().is_none());
+        assert_eq!(ask(&mut lanes, now).map(|wanted| wanted.passed), Some(vec![]));
+        deliver(&mut lanes, &mut ended, "w7", News::Well, now).await;
+        assert_eq!((lanes.lanes.len(), lanes.next_end()), (1, Some(now + LINGER)));
+        lanes.end_idle(now + LINGER / 2);
+        assert_eq!(lanes.lanes.len(), 1);
+        lanes.end_idle(now + LINGER);
+        assert!(lanes.lanes.is_empty() && lanes.by_name.is_empty() && lanes.next_end().is_none());
+    }
+
+    #[tokio::test]
+    async fn few_lanes_stay_when_many_have_nothing_to_do() {
+        let (mut lanes, mut ended) = lanes();
+        lanes.update(&Which::All, (0..MOST_IDLE + 100).map(|n| webhook(&format!("w{n}"))).collect());
+        let now = Instant::now();
+        for n in 0..MOST_IDLE + 100 {
+            deliver(&mut lanes, &mut ended, &format!("w{n}"), News::Well, now).await;
+            lanes.end_idle(now);
+        }
+        assert_eq!(lanes.lanes.len(), MOST_IDLE);
+    }
+
+    #[tokio::test]
+    async fn what_a_throttle_asked_for_outlives_the_lane() {
+        let (mut lanes, mut ended) = lanes();
+        lanes.update(&Which::All, vec![webhook("slow"), webhook("other")]);
+        let now = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let down = News::Down { error: "429".into(), retry_in: Some(hour) };
+        deliver(&mut lanes, &mut ended, "slow", down, now).await;
+        lanes.lanes[&0].pace.lock().expect("no panic").throttled(now);
+        lanes.end_idle(now + LINGER);
+        assert!(lanes.lanes.is_empty(), "it costs no lane");
+        let passed = ask(&mut lanes, now + LINGER).expect("a claim").passed;
+        assert_eq!(passed, [Arc::from("slow")]);
+        assert!(lanes.next_try().is_some_and(|at| at >= now + hour));
+        lanes.lane("slow");
+        assert!(!lanes.lanes[&1].pace.lock().expect("no panic").is_at_rest());
+        assert!(lanes.windows.get(1).is_some_and(|window| window.paused));
+    }
+
+    #[tokio::test]
+    async fn those_left_alone_are_tried_together_and_with_one_event_each() {
+        let (mut lanes, _ended) = lanes();
+        let broken = |n: usize| Spec { url: Some("ftp://x".into()), ..webhook(&format!("w{n}")) };
+        lanes.update(&Which::All, (0..100).map(broken).chain([webhook("well")]).collect());
+        assert_eq!(lanes.take_reports().values().map(Vec::len).sum::<usize>(), 100);
+        let now = Instant::now();
+        let (first, all) = (ask(&mut lanes, now), ask(&mut lanes, now));
+        let first = first.and_then(|wanted| wanted.only).expect("a try");
+        assert_eq!((first.len(), all.expect("a claim").passed.len()), (TRIES, 100));
+        let second = ask(&mut lanes, now + BETWEEN_TRIES).and_then(|wanted| wanted.only).expect("another try");
+        assert_eq!(second.len(), 100 - TRIES);
+        // The database has two events for one of them, and none for the others.
+        let wanted = Wanted { only: Some(first.clone()), ..Wanted::default() };
+        let given = Given::from([(first[0].to_string(), (2, 200))]);
+        lanes.claimed(&wanted, 2, &given, true);
+        assert!(lanes.give(&first[0], 1, &taken(1)) && !lanes.give(&first[0], 1, &taken(2)));
+        lanes.flush(&wanted, &given, false);
+        assert_eq!(lanes.next_try(), None, "nothing is owed to the others");
+        lanes.something_came();
+        assert!(lanes.next_try().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_removed_leaves_nothing_behind() {
+        let (mut lanes, mut ended) = lanes();
+        lanes.update(&Which::All, vec![webhook("a"), webhook("b")]);
+        let now = Instant::now();
+        deliver(&mut lanes, &mut ended, "a", News::Unable("no files".into()), now).await;
+        lanes.update(&Which::named("a"), vec![]);
+        assert!(
+            lanes.lanes.is_empty() && lanes.by_name.is_empty() && lanes.idle.is_empty() && lanes.next_try().is_none()
+        );
+        assert!(!lanes.give("a", 1, &taken(1)), "it goes back");
+        assert_eq!(ask(&mut lanes, now).map(|wanted| wanted.passed), Some(vec![Arc::from("a")]));
+        lanes.update(&Which::named("a"), vec![webhook("a")]);
+        assert_eq!(ask(&mut lanes, now).map(|wanted| wanted.passed), Some(vec![]));
+    }
 }

@@ -1,11 +1,13 @@
 //! `outbox-relay`: publishes the events of pg_outbox to RabbitMQ and to signed webhooks.
 //!
 //! An event's way, file by file: `session` listens and, woken, lets `dispatch` claim through `store` when the `agenda` has
-//! room for it; `lanes` gives the event to each of its destinations (`served`), whose `lane` keeps the order (`queue`) and
-//! calls `destination`; the outcome is entered in the `ledger`, which `dispatch` settles. `window` bounds what is held,
-//! `lease` says until when, `pause` and `pace` when a destination is tried again and how fast; `trace` shows each step.
+//! room for it; `lanes` finds each of its destinations in the `directory` and gives the event to its lane (`served`); the
+//! `lane` keeps the order (`queue`) and calls `destination`; the outcome is entered in the `ledger`, which `dispatch`
+//! settles. `budget` and `window` bound what is held, and `windows` says what to claim next; `lease` says until when it is
+//! held, `pause`, `pauses` and `pace` when a destination is tried again and how fast; `prepare` declares what RabbitMQ
+//! destinations need; `trace` shows each step.
 //!
-//! - `cli`, `config`, `amqp_url`, `error`: what the user configures
+//! - `cli`, `config`, `pattern`, `amqp_url`, `error`: what the user configures
 //! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
 //! - `logging`, `metrics`, `http`, `check`: what an operator looks at

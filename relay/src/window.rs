@@ -240,6 +240,7 @@ mod tests {
         window.end_batch();
         assert!(!is_open(&window), "there is one already");
         window.leave(BUDGET.size(2 * MIB));
+        window.leave(BUDGET.size(MIB / 2));
         assert!(is_open(&window));
     }
 
