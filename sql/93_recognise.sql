@@ -22,7 +22,7 @@ RETURN CASE WHEN replace(replace(lower(word), '-', '_'), ' ', '_') IN (
 COMMENT ON FUNCTION outbox._status_of_word(text) IS 'the status that a word of an application''s own table stands for; null: not known';
 
 -- The names by which a column of outbox_events is known elsewhere, the most telling first; underscores and case are passed.
--- key: the table's own key, where that is not the event_id.
+-- id: the table's own key, where that is not the event_id. claim_token, listed, routed: pg_outbox's own, if all are there.
 CREATE FUNCTION outbox._known_names() RETURNS TABLE (ours text, names text[], types text[])
     LANGUAGE sql IMMUTABLE
 AS $$
@@ -46,7 +46,9 @@ AS $$
            ('last_error', ARRAY['lasterror', 'error', 'errormessage', 'failurereason'], ARRAY['text', 'varchar']),
            ('processed_at', ARRAY['processedat', 'publishedat', 'sentat', 'dispatchedat', 'deliveredat', 'completedat'],
             ARRAY['timestamptz', 'timestamp']),
-           ('key', ARRAY['id'], NULL)
+           ('id', ARRAY['id'], NULL),
+           ('claim_token', ARRAY['claimtoken'], ARRAY['int8']), ('listed', ARRAY['listed'], ARRAY['bool']),
+           ('routed', ARRAY['routed'], ARRAY['bool'])
 $$;
 COMMENT ON FUNCTION outbox._known_names() IS 'the names and types by which the columns of outbox_events are known in other tables';
 
@@ -160,6 +162,11 @@ BEGIN
         v_pick.ours := v.ours;
         v_found := ARRAY(SELECT c FROM unnest(v_found) c WHERE c.number <> v_pick.number) || v_pick;
     END LOOP;
+    IF (SELECT count(*) FROM unnest(v_found) c WHERE c.ours IN ('claim_token', 'listed', 'routed')) < 3 THEN
+        FOR i IN 1..cardinality(v_found) LOOP
+            v_found[i].ours := nullif(nullif(nullif(v_found[i].ours, 'claim_token'), 'listed'), 'routed');
+        END LOOP;
+    END IF;
     FOR v IN SELECT k.ours, k.names, k.types FROM outbox._known_names() k
               WHERE k.ours IN ('event_type', 'event_data', 'status')
                 AND NOT EXISTS (SELECT FROM unnest(v_found) c WHERE c.ours = k.ours) AND NOT columns ? k.ours LOOP
@@ -198,7 +205,7 @@ CREATE FUNCTION outbox._kept_names(columns outbox.adopted_column[]) RETURNS text
     LANGUAGE sql IMMUTABLE
 AS $$
     SELECT coalesce(array_agg(c.name::text ORDER BY c.number), '{}') FROM unnest(columns) c
-     WHERE c.generated IS NULL AND (c.ours IS NULL OR c.ours = 'key' OR (c.ours = 'available_at' AND (c.filled OR c.required)))
+     WHERE c.generated IS NULL AND (c.ours IS NULL OR c.ours = 'id' OR (c.ours = 'available_at' AND (c.filled OR c.required)))
 $$;
 COMMENT ON FUNCTION outbox._kept_names(outbox.adopted_column[]) IS 'the columns that metadata keeps';
 
@@ -285,8 +292,10 @@ DECLARE
     v_names text[] := outbox._kept_names(columns);
     v_text text;
 BEGIN
-    IF c.ours = 'key' THEN
+    IF c.ours = 'id' THEN
         v_text := 'a.' || outbox._key_column(c);
+    ELSIF c.ours IN ('claim_token', 'listed', 'routed') THEN
+        v_text := CASE c.ours WHEN 'claim_token' THEN 'NULL' ELSE 'false' END;
     ELSIF c.ours = 'metadata' THEN
         v_text := format('CASE WHEN e.metadata ? ''_adopted'' THEN e.metadata #> ''{_adopted,metadata}'' ELSE %s END',
                          CASE WHEN c.required THEN format('e.metadata - %L::text[]', v_names)

@@ -137,7 +137,7 @@ BEGIN
                FROM pg_index i
               WHERE i.indrelid = source AND (i.indisunique OR i.indisexclusion)
                 AND NOT EXISTS (SELECT FROM unnest(columns) c
-                                 WHERE c.ours IN ('event_id', 'key') AND c.number = ANY (i.indkey::int[])) LOOP
+                                 WHERE c.ours IN ('event_id', 'id') AND c.number = ANY (i.indkey::int[])) LOOP
         PERFORM outbox._cannot_adopt(coalesce(v.first, '?'), source, format('%s would not hold for new events', v.name),
                                      'If the application does not rely on it, drop it first.');
     END LOOP;
@@ -212,7 +212,7 @@ DECLARE
 BEGIN
     SELECT x.* INTO c FROM unnest(columns) x WHERE x.ours IN ('status', 'processed_at') ORDER BY x.ours DESC LIMIT 1;
     IF c.name IS NULL THEN
-        RETURN (NOT 'failed' = ANY (wanted))::text;
+        RETURN ('pending' = ANY (wanted))::text;
     ELSIF c.ours = 'processed_at' THEN
         RETURN CASE WHEN 'pending' = ANY (wanted) THEN format('%s.%I IS NULL', r, c.name) ELSE 'false' END;
     ELSIF c.builtin = 'bool' THEN
@@ -401,7 +401,7 @@ DECLARE
     v_values text;
     v_status CONSTANT text := outbox._taken(columns, 'status', 'NEW', statuses, zone);
 BEGIN
-    SELECT x.* INTO v_key FROM unnest(columns) x WHERE x.ours = 'key';
+    SELECT x.* INTO v_key FROM unnest(columns) x WHERE x.ours = 'id';
     SELECT string_agg(CASE
         WHEN c.identity THEN format($$
     NEW.%1$I := coalesce(NEW.%1$I, nextval(%2$L));$$, c.name, pg_get_serial_sequence(before::text, c.name))
@@ -416,7 +416,7 @@ BEGIN
         RAISE unique_violation USING SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, COLUMN = %2$L, MESSAGE = %3$L;
     END IF;$$, before, c.name, format('duplicate key value in column "%s"', c.name)), '' ORDER BY c.number) INTO v_unique
       FROM unnest(columns) c
-     WHERE c.ours IN ('event_id', 'key')
+     WHERE c.ours IN ('event_id', 'id')
        AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = before AND i.indisunique AND i.indkey[0] = c.number);
     SELECT string_agg(', ' || t.field, '' ORDER BY t.field), string_agg(', ' || t.value, '' ORDER BY t.field) INTO v_fields, v_values
       FROM (SELECT f AS field, outbox._taken(columns, f, 'NEW', statuses, zone) AS value
@@ -459,7 +459,7 @@ DECLARE
     v_status CONSTANT text := outbox._taken(columns, 'status', 'NEW', statuses, zone);
     v_processed_at CONSTANT text := coalesce(outbox._taken(columns, 'processed_at', 'NEW', statuses, zone), 'NULL');
 BEGIN
-    SELECT x.* INTO v_key FROM unnest(columns) x WHERE x.ours IN ('key', 'event_id') ORDER BY x.ours DESC LIMIT 1;
+    SELECT x.* INTO v_key FROM unnest(columns) x WHERE x.ours IN ('id', 'event_id') ORDER BY x.ours DESC LIMIT 1;
     IF v_key.name IS NULL THEN
         RETURN $$
     PERFORM outbox._refuse_change(TG_TABLE_NAME, 'a row without a key');$$;
@@ -497,7 +497,7 @@ BEGIN
     END IF;$$, coalesce(v_status, 'v_event.status'),
         (SELECT string_agg(format('%s IS DISTINCT FROM %s', outbox._as_text(c, 'NEW'), outbox._as_text(c, 'OLD')), ' OR ' ORDER BY c.number)
            FROM unnest(columns) c
-          WHERE c.ours IN ('key', 'event_id', 'event_type', 'aggregate_type', 'aggregate_id', 'tenant_id', 'available_at')),
+          WHERE c.ours IN ('id', 'event_id', 'event_type', 'aggregate_type', 'aggregate_id', 'tenant_id', 'available_at')),
         coalesce(outbox._taken(columns, 'status', 'OLD', statuses, zone), 'v_event.status'),
         (SELECT string_agg(format('%s = %s', o, outbox._taken(columns, o, 'NEW', statuses, zone)), ', ')
            FROM unnest(ARRAY['event_version', 'event_data', 'metadata', 'created_at', 'retry_count', 'last_error']) o
@@ -591,9 +591,9 @@ DECLARE
     v_fields text;
     v_values text;
 BEGIN
-    SELECT x.* INTO v_key FROM unnest(columns) x WHERE x.ours = 'key';
+    SELECT x.* INTO v_key FROM unnest(columns) x WHERE x.ours = 'id';
     SELECT quote_ident(x.name) INTO v_order FROM unnest(columns) x
-     WHERE (x.ours = 'key' AND x.builtin IN ('int2', 'int4', 'int8', 'numeric')) OR x.ours = 'created_at'
+     WHERE (x.ours = 'id' AND x.builtin IN ('int2', 'int4', 'int8', 'numeric')) OR x.ours = 'created_at'
      ORDER BY x.ours DESC LIMIT 1;
     SELECT string_agg(', ' || t.field, '' ORDER BY t.field), string_agg(', ' || t.value, '' ORDER BY t.field) INTO v_fields, v_values
       FROM (SELECT f AS field, outbox._taken(columns, f, 's', statuses, zone) AS value
@@ -650,13 +650,13 @@ BEGIN
 EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN
     GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_name = COLUMN_NAME, v_constraint = CONSTRAINT_NAME;
     v_name := coalesce(nullif(v_name, ''), CASE
-        WHEN v_constraint LIKE 'adopted_event_key%' THEN 'key'
+        WHEN v_constraint LIKE 'adopted_event_key%' THEN 'id'
         ELSE substring(v_constraint FROM '^outbox_events_(event_id|event_type|created_at)_') END);
     -- A value that can't be converted tells of no column: each is tried alone.
     FOR c IN SELECT x.* FROM unnest(columns) x WHERE x.ours IS NOT NULL AND v_name IS NULL LOOP
         BEGIN
             PERFORM outbox._as_owner(format('SELECT count(x.v) FROM (SELECT %s AS v FROM %s b WHERE %s OFFSET 0) x',
-                        coalesce(outbox._taken(columns, CASE c.ours WHEN 'key' THEN 'metadata' ELSE c.ours END, 'b', statuses, zone), 'NULL'),
+                        coalesce(outbox._taken(columns, CASE c.ours WHEN 'id' THEN 'metadata' ELSE c.ours END, 'b', statuses, zone), 'NULL'),
                         before, v_condition));
         EXCEPTION WHEN data_exception THEN
             v_name := c.ours;
@@ -732,6 +732,7 @@ DECLARE
     v_name name;
     v_n int;
     v_columns outbox.adopted_column[];
+    v_status outbox.adopted_column;
     v_statuses jsonb := '{}';
     v_words jsonb := '{}';
     v_views text[];
@@ -752,8 +753,11 @@ BEGIN
     EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', v_relation);
     v_columns := ARRAY(SELECT r FROM outbox._recognise(source, columns) r);
     PERFORM outbox._check_unique(source, v_columns);
-    SELECT outbox._words_of(source, c), outbox._word_for(outbox._words_of(source, c), substring(c."default" FROM '^''([^'']*)'''))
-      INTO v_statuses, v_words FROM unnest(v_columns) c WHERE c.ours = 'status' AND c.builtin <> 'bool';
+    SELECT c.* INTO v_status FROM unnest(v_columns) c WHERE c.ours IN ('status', 'processed_at') ORDER BY c.ours DESC LIMIT 1;
+    IF v_status.ours = 'status' AND v_status.builtin <> 'bool' THEN
+        v_statuses := outbox._words_of(source, v_status);
+        v_words := outbox._word_for(v_statuses, substring(v_status."default" FROM '^''([^'']*)'''));
+    END IF;
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', v_relation);
     IF to_regclass(v_relation) IS DISTINCT FROM source
        OR v_columns IS DISTINCT FROM ARRAY(SELECT r FROM outbox._recognise(source, columns) r) THEN
@@ -770,7 +774,7 @@ BEGIN
     PERFORM outbox._close_adopted(v_n, v_relation, source);
     PERFORM outbox._execute_all(v_views);
     INSERT INTO outbox.adopted (source, relation, before, status_column, words, triggers)
-    VALUES (v_n, v_relation, v_before, (SELECT c.name FROM unnest(v_columns) c WHERE c.ours IN ('status', 'processed_at') ORDER BY c.ours DESC LIMIT 1), v_words, v_triggers);
+    VALUES (v_n, v_relation, v_before, v_status.name, v_words, v_triggers);
     v_count := outbox._move(v_n, v_relation, source, v_columns, v_statuses, v_zone, failed);
     PERFORM outbox._warn_of_losses(v_relation, source);
     PERFORM outbox._bury(v_n);
