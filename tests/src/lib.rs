@@ -14,6 +14,7 @@ pub mod broker;
 pub mod cluster;
 pub mod detached;
 pub mod http;
+pub mod orm;
 pub mod pool;
 pub mod postgres;
 pub mod process;

@@ -324,3 +324,98 @@ END
 $$;
 COMMENT ON FUNCTION outbox._shown(outbox.adopted_column[], outbox.adopted_column, jsonb, text) IS
     'expression: a value of the application''s table, from an event';
+
+CREATE FUNCTION outbox._as_owner(statement text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_result text;
+BEGIN
+    EXECUTE statement INTO v_result;
+    RETURN v_result;
+END
+$$;
+COMMENT ON FUNCTION outbox._as_owner(text) IS 'runs a query that a superuser made, as outbox_owner; returns its first value';
+
+-- The words of a status column with what they stand for. Reads one entry for each word if an index begins with the column,
+-- else the table.
+CREATE FUNCTION outbox._words_of(source regclass, c outbox.adopted_column) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_checked text[];
+    v_used text[];
+    v_indexed CONSTANT boolean := EXISTS (SELECT FROM pg_index i WHERE i.indrelid = source AND i.indpred IS NULL
+                                             AND i.indkey[0] = c.number AND i.indisvalid);
+    v record;
+BEGIN
+    v_used := outbox._as_owner(CASE WHEN v_indexed THEN format(
+        'WITH RECURSIVE w (word) AS ((SELECT s.%1$I FROM %2$s s WHERE s.%1$I IS NOT NULL ORDER BY 1 LIMIT 1) UNION ALL '
+        'SELECT (SELECT s.%1$I FROM %2$s s WHERE s.%1$I > w.word ORDER BY 1 LIMIT 1) FROM w WHERE w.word IS NOT NULL) '
+        'SELECT array_agg(format(''%%s'', w.word)) FROM w WHERE w.word IS NOT NULL', c.name, source)
+        ELSE format('SELECT array_agg(format(''%%s'', w.word)) FROM (SELECT DISTINCT s.%1$I AS word FROM %2$s s WHERE s.%1$I IS NOT NULL) w',
+                    c.name, source) END);
+    SELECT array_agg(m[1]) INTO v_checked
+      FROM pg_constraint k CROSS JOIN LATERAL regexp_matches(pg_get_constraintdef(k.oid), '''([^'']*)''', 'g') m
+     WHERE k.conrelid = source AND k.contype = 'c' AND k.conkey = ARRAY[c.number::smallint];
+    IF c.builtin = 'enum' THEN
+        SELECT array_agg(e.enumlabel::text) INTO v_checked
+          FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_enum e ON e.enumtypid IN (t.oid, t.typbasetype)
+         WHERE a.attrelid = source AND a.attname = c.name;
+    END IF;
+    FOR v IN SELECT u AS word FROM unnest(v_used) u WHERE outbox._status_of_word(u) IS NULL LOOP
+        PERFORM outbox._cannot_adopt(c.name, source, format('nothing is known of the status %L', v.word),
+            'Write pending, processed or failed there, or map another column: adopt(…, columns => ''{"status": "…"}'').');
+    END LOOP;
+    v_used := v_used || v_checked || substring(c."default" FROM '^''([^'']*)''');
+    -- What nothing forbids is written as the other words are.
+    IF v_checked IS NULL THEN
+        v_used := v_used || ARRAY(
+            SELECT CASE WHEN EXISTS (SELECT FROM unnest(v_used) u WHERE u = upper(u) AND u <> lower(u)) THEN upper(o) ELSE o END
+              FROM unnest(ARRAY['pending', 'processing', 'processed', 'failed']) o
+             WHERE NOT EXISTS (SELECT FROM unnest(v_used) u WHERE outbox._status_of_word(u) = o));
+    END IF;
+    RETURN (SELECT coalesce(jsonb_object_agg(u, outbox._status_of_word(u)), '{}')
+              FROM unnest(v_used) u WHERE outbox._status_of_word(u) IS NOT NULL);
+END
+$$;
+COMMENT ON FUNCTION outbox._words_of(regclass, outbox.adopted_column) IS 'the words of a status column, and what each stands for';
+
+-- For each status the table's own word: its default, the word itself, or the first of its synonyms. A table that has no word
+-- for it shows it as pending.
+CREATE FUNCTION outbox._word_for(statuses jsonb, preferred text) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT jsonb_object_agg(o.ours, coalesce(
+               (SELECT w.key FROM jsonb_each_text(statuses) w WHERE w.value = o.ours
+                 ORDER BY w.key IS DISTINCT FROM preferred, lower(w.key) <> o.ours, w.key LIMIT 1),
+               (SELECT w.key FROM jsonb_each_text(statuses) w WHERE w.value = 'pending'
+                 ORDER BY w.key IS DISTINCT FROM preferred, lower(w.key) <> 'pending', w.key LIMIT 1)))
+      FROM unnest(ARRAY['pending', 'processing', 'processed', 'failed']) AS o (ours)
+$$;
+COMMENT ON FUNCTION outbox._word_for(jsonb, text) IS 'for each status, the word of an application''s own table';
+
+-- A condition on rows r of the old table, such that an index on its status column can serve.
+CREATE FUNCTION outbox._has_status(columns outbox.adopted_column[], r text, statuses jsonb, wanted text[]) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    c outbox.adopted_column;
+BEGIN
+    SELECT x.* INTO c FROM unnest(columns) x WHERE x.ours IN ('status', 'processed_at') ORDER BY x.ours DESC LIMIT 1;
+    IF c.name IS NULL THEN
+        RETURN ('pending' = ANY (wanted))::text;
+    ELSIF c.ours = 'processed_at' THEN
+        RETURN CASE WHEN 'pending' = ANY (wanted) THEN format('%s.%I IS NULL', r, c.name) ELSE 'false' END;
+    ELSIF c.builtin = 'bool' THEN
+        RETURN CASE WHEN NOT 'pending' = ANY (wanted) THEN 'false' WHEN c.required THEN format('NOT %s.%I', r, c.name)
+                    ELSE format('%s.%I IS NOT TRUE', r, c.name) END;
+    END IF;
+    RETURN '(' || concat_ws(' OR ',
+        (SELECT format('%s.%I IN (%s)', r, c.name, string_agg(quote_literal(w.key), ', '))
+           FROM jsonb_each_text(statuses) w WHERE w.value = ANY (wanted)),
+        CASE WHEN 'pending' = ANY (wanted) AND NOT c.required THEN format('%s.%I IS NULL', r, c.name) END,
+        'false') || ')';
+END
+$$;
+COMMENT ON FUNCTION outbox._has_status(outbox.adopted_column[], text, jsonb, text[]) IS 'condition: rows of the old table with one of these statuses';
