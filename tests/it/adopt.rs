@@ -99,7 +99,8 @@ async fn a_home_made_table_moves_in_as_it_was() -> Result<()> {
     let (_, _, session) = moved_in(HOME_MADE).await?;
     assert_eq!(adopt(&session, "'public.outbox_events'").await?, 15);
     let shown = "SELECT s.*, CASE s.status WHEN 'processing' THEN 'pending' ELSE s.status END AS status_now";
-    let unchanged = "id, event_id, aggregate_id, aggregate_type, event_type, event_data, status_now, retry_count, last_error,
+    let unchanged =
+        "id, event_id, aggregate_id, aggregate_type, event_type, event_data, status_now, retry_count, last_error,
                      user_id, tags, amount, metadata, created_at, processed_at, seq, length";
     let before = format!("SELECT {unchanged} FROM ({shown} FROM snapshot s) s");
     let now = format!("SELECT {unchanged} FROM ({shown} FROM outbox_events s) s");
@@ -108,16 +109,24 @@ async fn a_home_made_table_moves_in_as_it_was() -> Result<()> {
     assert_eq!(session.one::<i64>("SELECT count(*) FROM outbox_events_before").await?, 5);
     let order = "SELECT string_agg(event_type, ' ' ORDER BY";
     let claimed: String = session.one(&format!("{order} id) FROM outbox.claim(100)")).await?;
-    let expected: String = session
-        .one(&format!("{order} created_at) FROM snapshot WHERE status IN ('pending', 'processing')"))
-        .await?;
+    let expected: String =
+        session.one(&format!("{order} created_at) FROM snapshot WHERE status IN ('pending', 'processing')")).await?;
     assert_eq!(claimed, expected, "in their order");
     assert_eq!(
-        differing(&session, "SELECT event_id FROM snapshot WHERE status <> 'processed'", "SELECT event_id FROM events.outbox_events").await?,
+        differing(
+            &session,
+            "SELECT event_id FROM snapshot WHERE status <> 'processed'",
+            "SELECT event_id FROM events.outbox_events"
+        )
+        .await?,
         0
     );
     assert_eq!(
-        session.one::<String>("SELECT string_agg(DISTINCT status || last_error, ' ') FROM outbox.deliveries WHERE status = 'failed'").await?,
+        session
+            .one::<String>(
+                "SELECT string_agg(DISTINCT status || last_error, ' ') FROM outbox.deliveries WHERE status = 'failed'"
+            )
+            .await?,
         "failedno route",
         "dead letters"
     );
@@ -150,9 +159,8 @@ async fn the_application_writes_as_before() -> Result<()> {
         .await?;
     adopt(&session, "'public.outbox_events'").await?;
     let app = Session::open(&cluster.url_as(&role, "secret", &database)).await?;
-    let row = app
-        .query_one(&format!("{INSERT} RETURNING id, event_id, seq, status, length, created_at::text"), &[])
-        .await?;
+    let row =
+        app.query_one(&format!("{INSERT} RETURNING id, event_id, seq, status, length, created_at::text"), &[]).await?;
     let (id, event_id): (Uuid, Uuid) = (row.get(0), row.get(1));
     assert_eq!((row.get::<_, i64>(2), row.get::<_, &str>(3), row.get::<_, i32>(4)), (21, "pending", 11), "defaults");
     let found: String = app
@@ -174,21 +182,51 @@ async fn the_application_writes_as_before() -> Result<()> {
     let data = format!("SELECT event_data::text FROM events.outbox_events WHERE event_id = '{event_id}'");
     assert_eq!(session.one::<String>(&data).await?, r#"{"mended": true}"#);
     let state = SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE;
-    refused(&app, "UPDATE outbox_events SET status = 'processing' WHERE event_type = 'contact.copy'", state.clone(), "status").await?;
+    refused(
+        &app,
+        "UPDATE outbox_events SET status = 'processing' WHERE event_type = 'contact.copy'",
+        state.clone(),
+        "status",
+    )
+    .await?;
     app.execute("UPDATE outbox_events SET status = 'processed' WHERE id = $1", &[&id]).await?;
     app.execute("UPDATE outbox_events SET status = 'pending' WHERE event_type = 'contact.n4'", &[]).await?;
     assert_eq!(app.execute("DELETE FROM outbox_events WHERE event_type = 'contact.n8'", &[]).await?, 1);
     assert_eq!(app.execute("DELETE FROM outbox_events WHERE event_type = 'contact.n9'", &[]).await?, 1);
-    let claimed: String = session.one("SELECT string_agg(event_type, ' ' ORDER BY event_type) FROM outbox.claim(100)").await?;
-    assert!(claimed.starts_with("contact.copy contact.n1 ") && claimed.contains(" contact.n4 ") && !claimed.contains("n9"), "{claimed}");
+    let claimed: String =
+        session.one("SELECT string_agg(event_type, ' ' ORDER BY event_type) FROM outbox.claim(100)").await?;
+    assert!(
+        claimed.starts_with("contact.copy contact.n1 ") && claimed.contains(" contact.n4 ") && !claimed.contains("n9"),
+        "{claimed}"
+    );
     assert!(!claimed.contains("contact.new"), "it was taken as delivered: {claimed}");
 
-    refused(&app, "UPDATE outbox_events SET status = 'processed' WHERE event_type = 'contact.n1'", state.clone(), "status").await?;
-    refused(&session, "UPDATE outbox_events SET event_type = 'x' WHERE event_type = 'contact.copy'", state.clone(), "type").await?;
-    refused(&session, "INSERT INTO outbox_events_before SELECT * FROM outbox_events_before", SqlState::GENERATED_ALWAYS, "length").await?;
+    refused(
+        &app,
+        "UPDATE outbox_events SET status = 'processed' WHERE event_type = 'contact.n1'",
+        state.clone(),
+        "status",
+    )
+    .await?;
+    refused(
+        &session,
+        "UPDATE outbox_events SET event_type = 'x' WHERE event_type = 'contact.copy'",
+        state.clone(),
+        "type",
+    )
+    .await?;
+    refused(
+        &session,
+        "INSERT INTO outbox_events_before SELECT * FROM outbox_events_before",
+        SqlState::GENERATED_ALWAYS,
+        "length",
+    )
+    .await?;
     refused(&session, "INSERT INTO outbox_events_before DEFAULT VALUES", state, "no new rows").await?;
     let typed = |columns: &str, values: &str| {
-        format!("INSERT INTO outbox_events (aggregate_id, aggregate_type, event_type, event_data{columns}) VALUES (gen_random_uuid(), 'c', 't', '{{}}'{values})")
+        format!(
+            "INSERT INTO outbox_events (aggregate_id, aggregate_type, event_type, event_data{columns}) VALUES (gen_random_uuid(), 'c', 't', '{{}}'{values})"
+        )
     };
     refused(&app, &typed(", amount", ", -1"), SqlState::CHECK_VIOLATION, "amount_is_positive").await?;
     refused(&app, &typed(", created_at", ", NULL"), SqlState::NOT_NULL_VIOLATION, "created_at").await?;
@@ -220,16 +258,17 @@ async fn the_table_comes_back_with_what_happened_meanwhile() -> Result<()> {
     session.batch_execute("SELECT FROM outbox.claim(1); GRANT SELECT ON outbox_events TO late_reader").await?;
     session.batch_execute("CREATE TABLE shown AS TABLE outbox_events").await?;
     assert_eq!(release(&session, "public.outbox_events").await?, 16);
-    let as_shown = "SELECT id, event_id, event_type, event_data, replace(status, 'processing', 'pending'), user_id, tags, amount,
+    let as_shown =
+        "SELECT id, event_id, event_type, event_data, replace(status, 'processing', 'pending'), user_id, tags, amount,
                            metadata, created_at, processed_at, seq FROM";
-    assert_eq!(
-        differing(&session, &format!("{as_shown} shown"), &format!("{as_shown} outbox_events")).await?,
-        0
-    );
+    assert_eq!(differing(&session, &format!("{as_shown} shown"), &format!("{as_shown} outbox_events")).await?, 0);
     let counts = "SELECT string_agg(status || n, ' ' ORDER BY status) FROM (SELECT status, count(*) AS n FROM outbox_events GROUP BY status) c";
     assert_eq!(session.one::<String>(counts).await?, "failed5 pending6 processed10");
     assert_eq!(differing(&session, "TABLE triggers", definitions).await?, 0);
-    assert_eq!(session.one::<String>("SELECT relkind::text FROM pg_class WHERE oid = 'outbox_events'::regclass").await?, "r");
+    assert_eq!(
+        session.one::<String>("SELECT relkind::text FROM pg_class WHERE oid = 'outbox_events'::regclass").await?,
+        "r"
+    );
     assert_eq!(session.one::<i64>("SELECT count(*) FROM events.outbox_events").await?, 0);
     assert_eq!(session.one::<i64>("SELECT count(*) FROM stuck").await?, 6);
     assert!(session.one::<bool>("SELECT has_table_privilege('late_reader', 'outbox_events', 'SELECT')").await?);
@@ -248,20 +287,22 @@ async fn the_table_comes_back_with_what_happened_meanwhile() -> Result<()> {
 #[tokio::test]
 async fn whoever_waits_for_the_table_finds_the_view() -> Result<()> {
     let (cluster, database, session) = moved_in(HOME_MADE).await?;
-    session
-        .batch_execute(&format!("CREATE PROCEDURE add() LANGUAGE plpgsql AS $$ BEGIN {INSERT}; END $$"))
-        .await?;
+    session.batch_execute(&format!("CREATE PROCEDURE add() LANGUAGE plpgsql AS $$ BEGIN {INSERT}; END $$")).await?;
     let prepared = cluster.connect(&database).await?;
     let statement = prepared.prepare(&format!("{INSERT} RETURNING id")).await?;
     for _ in 0..7 {
         prepared.query_one(&statement, &[]).await?;
     }
-    let waiters = [cluster.connect(&database).await?, cluster.connect(&database).await?, cluster.connect(&database).await?];
+    let waiters =
+        [cluster.connect(&database).await?, cluster.connect(&database).await?, cluster.connect(&database).await?];
     for waiter in &waiters {
         waiter.batch_execute("CALL add(); SET plan_cache_mode = force_generic_plan").await?;
         waiter.batch_execute(&format!("PREPARE p AS {INSERT}; EXECUTE p")).await?;
     }
-    for (call, inserted) in [("SELECT outbox.adopt('outbox_events')", "events.outbox_events"), ("SELECT outbox.release_adopted('outbox_events')", "outbox_events")] {
+    for (call, inserted) in [
+        ("SELECT outbox.adopt('outbox_events')", "events.outbox_events"),
+        ("SELECT outbox.release_adopted('outbox_events')", "outbox_events"),
+    ] {
         let before: i64 = session.one(&format!("SELECT count(*) FROM {inserted}")).await.unwrap_or(0);
         session.batch_execute(&format!("BEGIN; {call}")).await?;
         let waiting = async {
@@ -286,7 +327,8 @@ async fn whoever_waits_for_the_table_finds_the_view() -> Result<()> {
             all
         };
         waiting.await?;
-        let after: i64 = session.one(&format!("SELECT count(*) FROM {inserted} WHERE event_type = 'contact.new'")).await?;
+        let after: i64 =
+            session.one(&format!("SELECT count(*) FROM {inserted} WHERE event_type = 'contact.new'")).await?;
         let expected = if before == 0 { 4 + 13 } else { 4 + 17 };
         assert_eq!(after, expected, "{call}: {before} before");
     }
@@ -304,7 +346,8 @@ async fn nothing_is_lost_or_doubled_while_the_application_writes() -> Result<()>
         writers.push(tokio::spawn(async move {
             let mut count = 0;
             while !stop.load(Ordering::Relaxed) {
-                let written = format!("WITH new AS ({INSERT} RETURNING event_id) INSERT INTO written SELECT event_id FROM new");
+                let written =
+                    format!("WITH new AS ({INSERT} RETURNING event_id) INSERT INTO written SELECT event_id FROM new");
                 session.batch_execute("BEGIN").await?;
                 session.batch_execute(INSERT).await?;
                 session.batch_execute("SAVEPOINT s").await?;
@@ -347,6 +390,56 @@ async fn nothing_is_lost_or_doubled_while_the_application_writes() -> Result<()>
     assert_eq!(session.one::<i64>(doubled).await?, 0);
     let owed = "SELECT count(*) FROM outbox_events_before WHERE status <> 'processed'";
     assert_eq!(session.one::<i64>(owed).await?, 0);
+    Ok(())
+}
+
+/// The application's code must not run with more rights than before, and its owner keeps what it could do.
+#[tokio::test]
+async fn the_table_s_owner_gains_nothing_and_loses_nothing() -> Result<()> {
+    let (cluster, database, session) = moved_in("").await?;
+    let (owner, reader) = (format!("owner_{database}"), format!("reader_{database}"));
+    session
+        .batch_execute(&format!(
+            "CREATE ROLE {owner} LOGIN PASSWORD 'secret'; CREATE ROLE {reader}; GRANT CREATE ON SCHEMA public TO {owner};
+             CREATE TABLE public.ran (who text); GRANT INSERT ON ran TO PUBLIC; SET ROLE {owner};
+             CREATE FUNCTION public.tell(what text, v text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS
+                 $$ BEGIN INSERT INTO ran VALUES (what || ' ' || current_user); RETURN v; END $$;
+             CREATE FUNCTION public.fire() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM public.tell('trigger', NULL); RETURN coalesce(NEW, OLD); END $$;
+             CREATE TYPE public.kind AS ENUM ('a', 'b');
+             CREATE FUNCTION public.cast_kind(kind) RETURNS text LANGUAGE plpgsql IMMUTABLE AS
+                 $$ BEGIN RETURN public.tell('cast', 'a'); END $$;
+             CREATE CAST (kind AS text) WITH FUNCTION public.cast_kind(kind);
+             CREATE TABLE public.box (id serial PRIMARY KEY, event_type kind NOT NULL, payload jsonb NOT NULL, status kind,
+                 own text DEFAULT public.tell('default', 'x') CHECK (public.tell('check', own) IS NOT NULL),
+                 made text GENERATED ALWAYS AS (public.tell('generated', 'y')) STORED);
+             ALTER TABLE public.box DROP COLUMN status;
+             CREATE INDEX ON public.box (public.tell('index', own)) WHERE public.tell('predicate', own) IS NOT NULL;
+             CREATE TRIGGER fire BEFORE INSERT OR UPDATE OR DELETE ON public.box FOR EACH ROW EXECUTE FUNCTION public.fire();
+             INSERT INTO public.box (event_type, payload) VALUES ('a', '{{}}'), ('b', '{{}}');
+             RESET ROLE; DELETE FROM ran"
+        ))
+        .await?;
+    adopt(&session, "'box'").await?;
+    let app = Session::open(&cluster.url_as(&owner, "secret", &database)).await?;
+    app.batch_execute(&format!(
+        "INSERT INTO box (event_type, payload) VALUES ('a', '{{}}'); GRANT SELECT ON box TO {reader}"
+    ))
+    .await?;
+    app.batch_execute(
+        "UPDATE box SET payload = '{}' WHERE id = 3; SELECT count(*) FROM box; DELETE FROM box WHERE id = 3",
+    )
+    .await?;
+    assert!(session.one::<bool>(&format!("SELECT has_table_privilege('{reader}', 'box', 'SELECT')")).await?);
+    release(&session, "box").await?;
+    app.batch_execute("INSERT INTO box (event_type, payload) VALUES ('a', '{}')").await?;
+    let ran: Option<String> = session
+        .one(&format!("SELECT string_agg(DISTINCT who, ', ') FROM ran WHERE who NOT LIKE '% {owner}' AND who NOT LIKE '% outbox_owner'"))
+        .await?;
+    assert_eq!(ran, None, "code of the application ran with other rights");
+    let defaults: i64 = session.one(&format!("SELECT count(*) FROM ran WHERE who = 'default {owner}'")).await?;
+    assert_eq!(defaults, 2);
+    session.batch_execute(&format!("DROP OWNED BY {owner}, {reader}; DROP ROLE {owner}, {reader}")).await?;
     Ok(())
 }
 
@@ -399,14 +492,19 @@ async fn values_of_all_types_come_back() -> Result<()> {
     )
     .await?;
     assert_eq!(adopt(&session, r#"'"Messages"', columns => '{"status": "eventState"}', failed => 'retry'"#).await?, 4);
-    session.batch_execute("SET timezone = 'America/New_York'; SET intervalstyle = sql_standard; SET datestyle = german").await?;
+    session
+        .batch_execute("SET timezone = 'America/New_York'; SET intervalstyle = sql_standard; SET datestyle = german")
+        .await?;
     let text = |table: &str| format!(r#"SELECT replace(m::text, 'ERROR,', 'NEW,') FROM {table} m"#);
     assert_eq!(differing(&session, &text("snapshot"), &text(r#""Messages""#)).await?, 0);
     let types = |table: &str| {
-        format!("SELECT attname, format_type(atttypid, atttypmod), attcollation FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0 ORDER BY attnum")
+        format!(
+            "SELECT attname, format_type(atttypid, atttypmod), attcollation FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0 ORDER BY attnum"
+        )
     };
     assert_eq!(differing(&session, &types(r#""Messages""#), &types(r#""Messages_before""#)).await?, 0);
-    let inserted: i32 = session.one(r#"INSERT INTO "Messages" (topic, payload) VALUES ('t', '{}') RETURNING id"#).await?;
+    let inserted: i32 =
+        session.one(r#"INSERT INTO "Messages" (topic, payload) VALUES ('t', '{}') RETURNING id"#).await?;
     assert_eq!(inserted, 7);
     let plan: Vec<String> = session
         .query(r#"EXPLAIN SELECT * FROM "Messages" WHERE id = 3"#, &[])
@@ -477,12 +575,48 @@ async fn what_can_not_be_mapped_is_named_and_nothing_has_changed() -> Result<()>
         ("id uuid, payload jsonb", "", "", &invalid, "event_type"),
         ("id uuid, event_type text, payload jsonb, status int", "", "", &invalid, "status"),
         (good, "INSERT INTO t VALUES (gen_random_uuid(), 'a', '1', 'weird')", "", &invalid, "'weird'"),
-        (good, "INSERT INTO t VALUES (gen_random_uuid(), NULL, '1', 'pending')", "", &invalid, "column event_type of s.t"),
-        (good, "INSERT INTO t VALUES (gen_random_uuid(), '', '1', 'pending')", "", &invalid, "column event_type of s.t"),
-        ("event_id text, event_type text, body text", "INSERT INTO t VALUES ('x', 'a', '{}')", "", &invalid, "column event_id"),
-        ("event_id uuid, event_type text, body text", "INSERT INTO t VALUES (gen_random_uuid(), 'a', 'x')", "", &invalid, "column body"),
-        ("event_id uuid, event_type text, body text", "INSERT INTO t SELECT event_id, 'a', '1' FROM gen_random_uuid() event_id, generate_series(1, 2)", "", &invalid, "column event_id"),
-        ("id int, event_type text, body text", "INSERT INTO t VALUES (1, 'a', '1'), (1, 'a', '1')", "", &invalid, "column id"),
+        (
+            good,
+            "INSERT INTO t VALUES (gen_random_uuid(), NULL, '1', 'pending')",
+            "",
+            &invalid,
+            "column event_type of s.t",
+        ),
+        (
+            good,
+            "INSERT INTO t VALUES (gen_random_uuid(), '', '1', 'pending')",
+            "",
+            &invalid,
+            "column event_type of s.t",
+        ),
+        (
+            "event_id text, event_type text, body text",
+            "INSERT INTO t VALUES ('x', 'a', '{}')",
+            "",
+            &invalid,
+            "column event_id",
+        ),
+        (
+            "event_id uuid, event_type text, body text",
+            "INSERT INTO t VALUES (gen_random_uuid(), 'a', 'x')",
+            "",
+            &invalid,
+            "column body",
+        ),
+        (
+            "event_id uuid, event_type text, body text",
+            "INSERT INTO t SELECT event_id, 'a', '1' FROM gen_random_uuid() event_id, generate_series(1, 2)",
+            "",
+            &invalid,
+            "column event_id",
+        ),
+        (
+            "id int, event_type text, body text",
+            "INSERT INTO t VALUES (1, 'a', '1'), (1, 'a', '1')",
+            "",
+            &invalid,
+            "column id",
+        ),
         ("id uuid, event_type text, body text, k text UNIQUE", "", "", &invalid, "column k"),
         (good, "", ", columns => '{\"nope\": \"id\"}'", &invalid, "nope"),
         (good, "", ", columns => '{\"event_type\": \"nope\"}'", &invalid, "nope"),
@@ -496,7 +630,9 @@ async fn what_can_not_be_mapped_is_named_and_nothing_has_changed() -> Result<()>
         (good, "CREATE TABLE t_before ()", "", &state, "t_before"),
         (good, "CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING", "", &state, "rules"),
     ] {
-        session.batch_execute(&format!("CREATE SCHEMA s; SET search_path = s; CREATE TABLE t ({columns}); {more}")).await?;
+        session
+            .batch_execute(&format!("CREATE SCHEMA s; SET search_path = s; CREATE TABLE t ({columns}); {more}"))
+            .await?;
         let rows = "SELECT count(*) FROM t";
         let before: i64 = session.one(rows).await?;
         refused(&session, &format!("SELECT outbox.adopt('t'{arguments})"), code.clone(), says).await?;
@@ -505,7 +641,8 @@ async fn what_can_not_be_mapped_is_named_and_nothing_has_changed() -> Result<()>
         assert_eq!(session.one::<i64>(rows).await?, before);
         session.batch_execute("SET search_path = public; DROP SCHEMA s CASCADE").await?;
     }
-    session.batch_execute(&format!("DROP TABLE t; CREATE TABLE t ({good}); BEGIN ISOLATION LEVEL REPEATABLE READ")).await?;
+    session.batch_execute(&format!("DROP TABLE t; CREATE TABLE t ({good})")).await?;
+    session.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
     refused(&session, "SELECT outbox.adopt('t')", state.clone(), "READ COMMITTED").await?;
     session.batch_execute("ROLLBACK").await?;
     refused(&session, "SELECT outbox.adopt('events.outbox_events')", state.clone(), "own").await?;
