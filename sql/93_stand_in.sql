@@ -247,7 +247,7 @@ BEGIN
         END IF;
         RETURN NEW;
     END IF;$$, coalesce(v_status, 'v_event.status'),
-        (SELECT string_agg(format('%s IS DISTINCT FROM %s', outbox._as_text(c, 'NEW'), outbox._as_text(c, 'OLD')), ' OR ' ORDER BY c.number)
+        (SELECT string_agg(format('(%s) IS DISTINCT FROM (%s)', outbox._as_text(c, 'NEW'), outbox._as_text(c, 'OLD')), ' OR ' ORDER BY c.number)
            FROM unnest(columns) c
           WHERE c.ours IN ('id', 'event_id', 'event_type', 'aggregate_type', 'aggregate_id', 'tenant_id', 'available_at')),
         coalesce(outbox._taken(columns, 'status', 'OLD', statuses, zone), 'v_event.status'),

@@ -402,8 +402,10 @@ async fn the_table_s_owner_gains_nothing_and_loses_nothing() -> Result<()> {
         .batch_execute(&format!(
             "CREATE ROLE {owner} LOGIN PASSWORD 'secret'; CREATE ROLE {reader}; GRANT CREATE ON SCHEMA public TO {owner};
              CREATE TABLE public.ran (who text); GRANT INSERT ON ran TO PUBLIC; SET ROLE {owner};
+             CREATE FUNCTION public.note(what text) RETURNS void LANGUAGE sql AS
+                 $$ INSERT INTO public.ran VALUES (what || ' ' || current_user) $$;
              CREATE FUNCTION public.tell(what text, v text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS
-                 $$ BEGIN INSERT INTO ran VALUES (what || ' ' || current_user); RETURN v; END $$;
+                 $$ BEGIN PERFORM public.note(what); RETURN v; END $$;
              CREATE FUNCTION public.fire() RETURNS trigger LANGUAGE plpgsql AS
                  $$ BEGIN PERFORM public.tell('trigger', NULL); RETURN coalesce(NEW, OLD); END $$;
              CREATE TYPE public.kind AS ENUM ('a', 'b');
@@ -439,7 +441,7 @@ async fn the_table_s_owner_gains_nothing_and_loses_nothing() -> Result<()> {
     assert_eq!(ran, None, "code of the application ran with other rights");
     let defaults: i64 = session.one(&format!("SELECT count(*) FROM ran WHERE who = 'default {owner}'")).await?;
     assert_eq!(defaults, 2);
-    session.batch_execute(&format!("DROP OWNED BY {owner}, {reader}; DROP ROLE {owner}, {reader}")).await?;
+    session.batch_execute(&format!("DROP OWNED BY {owner}, {reader} CASCADE; DROP ROLE {owner}, {reader}")).await?;
     Ok(())
 }
 
