@@ -197,7 +197,7 @@ COMMENT ON FUNCTION outbox._as_text(outbox.adopted_column, text) IS 'expression:
 -- How a value is kept in metadata: numbers, booleans, JSON and PostgreSQL's arrays as such, anything else as its text.
 CREATE FUNCTION outbox._as_kept(c outbox.adopted_column, r text) RETURNS text
     LANGUAGE sql IMMUTABLE
-RETURN format('CASE WHEN %s.%I IS NOT NULL THEN pg_catalog.jsonb_build_object(%L, %s) ELSE ''{}'' END', r, c.name, c.name,
+RETURN format('CASE WHEN %s.%I IS NOT NULL THEN pg_catalog.jsonb_build_object(%L, %s) ELSE ''{}''::jsonb END', r, c.name, c.name,
               CASE WHEN c.own_type THEN format('%s.%I', r, c.name) ELSE outbox._as_text(c, r) END);
 COMMENT ON FUNCTION outbox._as_kept(outbox.adopted_column, text) IS 'expression: a JSON object of a column that has no counterpart, empty if it is null';
 
@@ -210,13 +210,20 @@ $$;
 COMMENT ON FUNCTION outbox._kept_names(outbox.adopted_column[]) IS 'the columns that metadata keeps';
 
 -- An application's metadata that has one of the names already, or is no object, is kept whole beside them.
+-- In PL/pgSQL, whose expressions are prepared once in a session: a view's INSERT calls it for each row.
 CREATE FUNCTION outbox._joined_metadata(own jsonb, kept jsonb, names text[], empty_is_null boolean) RETURNS jsonb
-    LANGUAGE sql IMMUTABLE
-RETURN CASE WHEN own IS NULL AND empty_is_null THEN kept
-            WHEN jsonb_typeof(own) = 'object' AND NOT own ?| (names || '_adopted'::text) AND NOT (own = '{}' AND empty_is_null)
-                 THEN own || kept
-            ELSE CASE jsonb_typeof(own) WHEN 'object' THEN own ELSE '{}' END || kept
-                 || jsonb_build_object('_adopted', jsonb_build_object('metadata', own)) END;
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    IF own IS NULL AND empty_is_null THEN
+        RETURN kept;
+    ELSIF jsonb_typeof(own) = 'object' AND NOT own ?| (names || '_adopted'::text) AND NOT (own = '{}' AND empty_is_null) THEN
+        RETURN own || kept;
+    END IF;
+    RETURN CASE jsonb_typeof(own) WHEN 'object' THEN own ELSE '{}' END || kept
+        || jsonb_build_object('_adopted', jsonb_build_object('metadata', own));
+END
+$$;
 COMMENT ON FUNCTION outbox._joined_metadata(jsonb, jsonb, text[], boolean) IS 'the application''s metadata and what is kept beside it';
 
 -- The value of a column of outbox_events, from a row r of the application's. null: the table has nothing of the kind.
@@ -227,6 +234,7 @@ AS $$
 DECLARE
     c outbox.adopted_column;
     v_names text[] := outbox._kept_names(columns);
+    v_kept text;
     v_text text;
 BEGIN
     SELECT x.* INTO c FROM unnest(columns) x WHERE x.ours = what;
@@ -234,11 +242,10 @@ BEGIN
         v_text := outbox._as_text(c, r);
     END IF;
     IF what = 'metadata' THEN
-        RETURN format('outbox._joined_metadata(%s, %s, %L, %L)',
-            CASE WHEN c.name IS NULL THEN 'NULL' ELSE v_text || '::jsonb' END,
-            coalesce((SELECT string_agg(outbox._as_kept(k, r), ' || ' ORDER BY k.number)
-                        FROM unnest(columns) k WHERE k.name = ANY (v_names)), '''{}''::jsonb'),
-            v_names, c.name IS NULL OR NOT c.required);
+        v_kept := coalesce((SELECT string_agg(outbox._as_kept(k, r), ' || ' ORDER BY k.number)
+                              FROM unnest(columns) k WHERE k.name = ANY (v_names)), '''{}''::jsonb');
+        RETURN CASE WHEN c.name IS NULL THEN v_kept
+                    ELSE format('outbox._joined_metadata(%s::jsonb, %s, %L, %L)', v_text, v_kept, v_names, NOT c.required) END;
     ELSIF what = 'status' THEN
         IF c.name IS NULL THEN
             RETURN (SELECT format('CASE WHEN %s.%I IS NULL THEN ''pending'' ELSE ''processed'' END', r, x.name)
@@ -373,7 +380,8 @@ BEGIN
         v_used := v_used || ARRAY(
             SELECT CASE WHEN EXISTS (SELECT FROM unnest(v_used) u WHERE u = upper(u) AND u <> lower(u)) THEN upper(o) ELSE o END
               FROM unnest(ARRAY['pending', 'processing', 'processed', 'failed']) o
-             WHERE NOT EXISTS (SELECT FROM unnest(v_used) u WHERE outbox._status_of_word(u) = o));
+             WHERE NOT EXISTS (SELECT FROM unnest(v_used) u WHERE outbox._status_of_word(u) = o)
+               AND length(o) <= coalesce(substring(c.type FROM '\((\d+)\)')::int, length(o)));
     END IF;
     RETURN (SELECT coalesce(jsonb_object_agg(u, outbox._status_of_word(u)), '{}')
               FROM unnest(v_used) u WHERE outbox._status_of_word(u) IS NOT NULL);

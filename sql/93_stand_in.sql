@@ -26,9 +26,14 @@ DECLARE
     v_owner CONSTANT oid := (SELECT c.relowner FROM pg_class c WHERE c.oid = to_relation);
     v record;
 BEGIN
-    FOR v IN SELECT DISTINCT x.grantee FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x
-              WHERE c.oid = to_relation AND x.grantee <> v_owner LOOP
-        EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', to_relation, CASE v.grantee WHEN 0 THEN 'PUBLIC' ELSE v.grantee::regrole::text END);
+    -- This takes those of columns too.
+    FOR v IN SELECT x.grantee FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x
+              WHERE c.oid = to_relation AND x.grantee <> v_owner
+             UNION
+             SELECT x.grantee FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) x
+              WHERE a.attrelid = to_relation AND x.grantee <> v_owner LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', to_relation,
+                       CASE v.grantee WHEN 0 THEN 'PUBLIC' ELSE v.grantee::regrole::text END);
     END LOOP;
     FOR v IN SELECT x.grantee, x.privilege_type, x.is_grantable, NULL::name AS name
                FROM pg_class c CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) x
@@ -38,7 +43,8 @@ BEGIN
                FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) x
               WHERE a.attrelid = from_relation AND NOT a.attisdropped LOOP
         CONTINUE WHEN v.grantee IN (v_owner, 'outbox_owner'::regrole);
-        EXECUTE format('GRANT %s%s ON %s TO %s%s', v.privilege_type, CASE WHEN v.name IS NULL THEN '' ELSE format(' (%I)', v.name) END, to_relation,
+        EXECUTE format('GRANT %s%s ON %s TO %s%s', v.privilege_type,
+                       CASE WHEN v.name IS NULL THEN '' ELSE format(' (%I)', v.name) END, to_relation,
                        CASE v.grantee WHEN 0 THEN 'PUBLIC' ELSE v.grantee::regrole::text END,
                        CASE WHEN v.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
     END LOOP;
@@ -133,7 +139,7 @@ CREATE FUNCTION outbox._refuse_change(relation name, what text) RETURNS void
 AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-        MESSAGE = format('%s of an event in %I can''t be changed so', what, relation),
+        MESSAGE = format('%s in %I can''t be changed', what, relation),
         DETAIL = 'pg_outbox delivers it: claims and settlements decide its status.',
         HINT = 'Stop the job that polls this table. outbox.replay() delivers an event again; a DELETE takes it back.';
 END
@@ -235,9 +241,9 @@ BEGIN
     v_status := coalesce(%s, 'unknown');
     IF v_live THEN
         IF %s THEN
-            PERFORM outbox._refuse_change(TG_TABLE_NAME, 'key, type, aggregate, tenant and time');
+            PERFORM outbox._refuse_change(TG_TABLE_NAME, 'key, type, aggregate, tenant and time of an event');
         ELSIF v_status <> coalesce(%s, 'unknown') AND (v_event.given OR v_status NOT IN ('pending', 'processed')) THEN
-            PERFORM outbox._refuse_change(TG_TABLE_NAME, 'status');
+            PERFORM outbox._refuse_change(TG_TABLE_NAME, 'this status of an event');
         END IF;
         UPDATE @extschema@.outbox_events e SET %s WHERE e.id = v_event.id;
         IF NOT v_event.given AND v_status <> v_event.status AND v_status IN ('pending', 'processed') THEN

@@ -313,7 +313,10 @@ async fn whoever_waits_for_the_table_finds_the_view() -> Result<()> {
                     waiters[2].batch_execute("CALL add()"),
                     prepared.query_one(&statement, &[])
                 );
-                (a?, b?, c?, d?);
+                for inserted in [a, b, c] {
+                    inserted?;
+                }
+                d?;
                 anyhow::Ok(())
             };
             let commit = async {
