@@ -52,7 +52,7 @@ END
 $$;
 COMMENT ON FUNCTION outbox._copy_grants(regclass, regclass) IS 'gives one relation the grants of another';
 
--- The statements that make the view outbox.adopted_N and the one in the old table's place. "event", "event status": for
+-- The statements that make the view outbox.adopted_N and the one in the old table's place. "its event", "its status": for
 -- release_adopted().
 CREATE FUNCTION outbox._make_views(n int, relation text, before regclass, columns outbox.adopted_column[], words jsonb, zone text)
     RETURNS void
@@ -62,8 +62,8 @@ DECLARE
     v_names CONSTANT text := (SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.number) FROM unnest(columns) c);
     v record;
 BEGIN
-    EXECUTE format('CREATE VIEW outbox.adopted_%s AS SELECT %s, "event", "event status" FROM (SELECT %s, e.id AS "event", '
-                   'e.status AS "event status" FROM outbox.adopted_event a JOIN @extschema@.outbox_events e ON e.id = a.event '
+    EXECUTE format('CREATE VIEW outbox.adopted_%s AS SELECT %s, "its event", "its status" FROM (SELECT %s, e.id AS "its event", '
+                   'e.status AS "its status" FROM outbox.adopted_event a JOIN @extschema@.outbox_events e ON e.id = a.event '
                    'WHERE a.source = %s) s', n,
         (SELECT string_agg(CASE WHEN c.generated IS NULL THEN quote_ident(c.name)
                                 ELSE format('(%s)::%s AS %I', c.generated, c.type, c.name) END, ', ' ORDER BY c.number) FROM unnest(columns) c),
@@ -287,7 +287,7 @@ BEGIN
             ('change', 'UPDATE OR DELETE', 'outbox_plpgsql', outbox._change_statements(n, before, columns, statuses, zone)))
             AS x (name, events, language, body) LOOP
         EXECUTE format('CREATE FUNCTION outbox.adopted_%s_%s() RETURNS trigger LANGUAGE %s SECURITY DEFINER '
-                       'SET search_path = pg_catalog, pg_temp SET intervalstyle = postgres AS %L', n, v.name, v.language, format($$
+                       'SET search_path = pg_catalog, pg_temp SET datestyle = ''ISO, YMD'' SET intervalstyle = postgres AS %L', n, v.name, v.language, format($$
 DECLARE
     v_id bigint;
     v_event_id uuid;

@@ -207,7 +207,7 @@ COMMENT ON FUNCTION outbox._move_query(int, regclass, outbox.adopted_column[], j
 -- Moves them, or says which column is in the way.
 CREATE FUNCTION outbox._move(
     n int, source text, before regclass, columns outbox.adopted_column[], statuses jsonb, zone text, failed text) RETURNS bigint
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET intervalstyle = postgres
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = postgres
 AS $$
 DECLARE
     v_condition CONSTANT text := outbox._has_status(columns, 'b', statuses,
@@ -392,15 +392,15 @@ BEGIN
     PERFORM set_config('lock_timeout', v_timeout, true);
     SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.number),
            string_agg(CASE WHEN c.name = v.status_column AND c.builtin <> ALL (ARRAY['bool', 'timestamptz', 'timestamp'])
-                           THEN format('CASE s."event status" WHEN ''processing'' THEN %L ELSE s.%I END', v.words ->> 'pending', c.name)
+                           THEN format('CASE s."its status" WHEN ''processing'' THEN %L ELSE s.%I END', v.words ->> 'pending', c.name)
                            ELSE format('s.%I', c.name) END, ', ' ORDER BY c.number)
       INTO v_names, v_values FROM outbox._columns_of(v_before) c WHERE c.generated IS NULL;
     EXECUTE format('GRANT INSERT ON %s TO outbox_owner', v_before);
     -- A table that says of no row that it was sent gets back what was not.
     v_count := outbox._as_owner(format(
-        'WITH back AS (INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM outbox.adopted_%s s WHERE %s ORDER BY s."event" RETURNING 1) '
+        'WITH back AS (INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM outbox.adopted_%s s WHERE %s ORDER BY s."its event" RETURNING 1) '
         'SELECT count(*) FROM back', v_before, v_names, v_values, v.source,
-        CASE WHEN v.status_column IS NULL THEN 's."event status" <> ''processed''' ELSE 'true' END));
+        CASE WHEN v.status_column IS NULL THEN 's."its status" <> ''processed''' ELSE 'true' END));
     PERFORM outbox._as_owner(format('WITH gone AS (DELETE FROM @extschema@.outbox_events e USING outbox.adopted_event a '
         'WHERE a.event = e.id AND a.source = %s RETURNING 1) SELECT count(*) FROM gone', v.source));
     PERFORM outbox._execute_all(v_views);

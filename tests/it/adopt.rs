@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 use outbox_tests::cluster::Cluster;
 use outbox_tests::orm;
 use outbox_tests::process::run;
+use outbox_tests::receiver::Receiver;
+use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
 use tokio_postgres::error::SqlState;
@@ -482,15 +484,15 @@ async fn debezium_s_table_moves_in() -> Result<()> {
 async fn values_of_all_types_come_back() -> Result<()> {
     let (_, _, session) = moved_in(
         r#"CREATE TYPE state AS ENUM ('NEW', 'SENT', 'ERROR');
-           CREATE TYPE pair AS (a int, b text);
+           CREATE TYPE pair AS (a int, b text, c date);
            CREATE DOMAIN address AS text CHECK (VALUE LIKE '%@%');
            CREATE TABLE "Messages" (id serial PRIMARY KEY, topic text NOT NULL, payload jsonb, "eventState" state DEFAULT 'NEW',
                sent_at timestamptz, who address, p pair, states state[], i interval, b bytea, j json, f float8, d date,
-               r int4range, "name" varchar(20) COLLATE "C", headers jsonb, "timestamp" timestamp(3) NOT NULL DEFAULT now());
+               r int4range, event text, n date[], "name" varchar(20) COLLATE "C", headers jsonb, "timestamp" timestamp(3) NOT NULL DEFAULT now());
            SET timezone = 'Asia/Kathmandu';
-           INSERT INTO "Messages" (topic, payload, "eventState", who, p, states, i, b, j, f, d, r, "name", headers)
-           SELECT 't', jsonb_build_object('n', n), (ARRAY['NEW', 'SENT', 'ERROR']::state[])[1 + n % 3], 'a@b', ROW(n, 'x"y')::pair,
-                  '{NEW,SENT}', '1 day -00:03', '\xdead', 'null', 'Infinity', '0044-03-15 BC', '[1,5)', 'ä',
+           INSERT INTO "Messages" (topic, payload, "eventState", who, p, states, i, b, j, f, d, r, event, n, "name", headers)
+           SELECT 't', jsonb_build_object('n', n), (ARRAY['NEW', 'SENT', 'ERROR']::state[])[1 + n % 3], 'a@b', ROW(n, 'x"y', '2026-02-03')::pair,
+                  '{NEW,SENT}', '1 day -00:03', '\xdead', 'null', 'Infinity', '0044-03-15 BC', '[1,5)', 'e', '{2026-02-03,NULL}', 'ä',
                   (ARRAY['{"who": "me"}', '{}', NULL])[1 + n % 3]::jsonb
              FROM generate_series(1, 6) AS n;
            CREATE TABLE snapshot AS TABLE "Messages";"#,
@@ -655,6 +657,21 @@ async fn what_can_not_be_mapped_is_named_and_nothing_has_changed() -> Result<()>
     adopt(&session, "'t'").await?;
     refused(&session, "SELECT outbox.adopt('t')", state, "already").await?;
     refused(&session, "DROP EXTENSION pg_outbox", held, "depend").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_outstanding_and_what_is_new_is_delivered() -> Result<()> {
+    let (cluster, database, session) = moved_in(HOME_MADE).await?;
+    let receiver = Receiver::start()?;
+    session.execute("SELECT outbox.add_webhook('hook', $1)", &[&receiver.url("/")]).await?;
+    let _relay = Relay::start(cluster, &database, None).await?;
+    assert_eq!(adopt(&session, "'outbox_events'").await?, 15);
+    session.batch_execute(INSERT).await?;
+    session.until("SELECT count(*) = 16 FROM outbox_events WHERE status = 'processed'", LONG).await?;
+    assert_eq!(receiver.count(), 11, "ten that were outstanding and one that is new, each once");
+    assert_eq!(session.one::<i64>("SELECT outbox.replay_failed()").await?, 5);
+    session.until("SELECT bool_and(status = 'processed') FROM outbox_events", LONG).await?;
     Ok(())
 }
 
