@@ -275,7 +275,7 @@ BEGIN
              UNION ALL
              SELECT format('publication %I', p.pubname), 'has no new rows of this table'
                FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = before LOOP
-        RAISE WARNING USING MESSAGE = format('%s of %s %s', v.what, relation, v.why), ERRCODE = 'warning';
+        RAISE WARNING '% of % %', v.what, relation, v.why;
     END LOOP;
 END
 $$;

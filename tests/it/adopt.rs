@@ -654,6 +654,12 @@ async fn what_can_not_be_mapped_is_named_and_nothing_has_changed() -> Result<()>
     session.batch_execute("ROLLBACK").await?;
     refused(&session, "SELECT outbox.adopt('events.outbox_events')", state.clone(), "own").await?;
     refused(&session, "SELECT outbox.release_adopted('t')", SqlState::UNDEFINED_OBJECT, "t was not taken over").await?;
+    // What it only warns of.
+    session
+        .batch_execute(
+            "CREATE TABLE u (id int PRIMARY KEY); ALTER TABLE t ADD COLUMN u int REFERENCES u; CREATE PUBLICATION p FOR TABLE t",
+        )
+        .await?;
     adopt(&session, "'t'").await?;
     refused(&session, "SELECT outbox.adopt('t')", state, "already").await?;
     refused(&session, "DROP EXTENSION pg_outbox", held, "depend").await?;
