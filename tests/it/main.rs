@@ -1,6 +1,7 @@
 //! Tests against real servers: one file a subject.
 
 mod addresses;
+mod adopt;
 mod answers;
 mod attackers;
 mod broker_side;

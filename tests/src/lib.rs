@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod detached;
 pub mod front;
 pub mod http;
+pub mod orm;
 pub mod pool;
 pub mod postgres;
 pub mod process;
