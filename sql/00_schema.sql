@@ -9,6 +9,7 @@
 --   27 wanting         who wants an event, and where something is due
 --   30 books           what claims hold and what deliveries say
 --   35 release         giving back
+--   38 own events      what is said of destinations and dead letters
 --   40 circuit         whose fault a failure is, and the circuit breaker
 --   45 trigger         what a change of the table means
 --   48 publish         for producers who prefer a call
@@ -21,6 +22,8 @@
 --   64 settle          what consumers call to settle
 --   70 destinations    what operators call to change destinations
 --   72 dead letters    replay and purge
+--   74 backfill        events from before a destination was added
+--   76 inbox           what a consumer has seen
 --   80 recovery        after a start and after a restore
 --   82 timers          what the worker does when a moment has come
 --   84 retention       removing what is old

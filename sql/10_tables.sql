@@ -79,6 +79,7 @@ CREATE TABLE outbox.destination (
     disabled_reason    text,
     circuit_failures   int NOT NULL DEFAULT 0,
     circuit_open_until timestamptz,
+    opening_told       boolean NOT NULL DEFAULT false,
     last_error         text,
     last_success_at    timestamptz,
     last_success_by    int,
@@ -100,6 +101,7 @@ COMMENT ON COLUMN outbox.destination.last_success_at IS 'a delivery succeeded th
 COMMENT ON COLUMN outbox.destination.last_success_by IS 'process ID of the session that said so';
 COMMENT ON COLUMN outbox.destination.failing_since IS 'the first failure since the last success';
 COMMENT ON COLUMN outbox.destination.unable_at IS 'a relay could not serve it then, and nobody has delivered since';
+COMMENT ON COLUMN outbox.destination.opening_told IS 'an event said that its circuit opened, and none yet that it closed';
 COMMENT ON COLUMN outbox.destination.tenant_id IS 'wants events of this tenant only; null: of any, and of none';
 COMMENT ON COLUMN outbox.destination.filter IS 'wants events whose event_data passes it; null: all';
 COMMENT ON COLUMN outbox.destination.broker IS 'the broker of a RabbitMQ destination, by the name that relays give it';
@@ -179,6 +181,7 @@ CREATE INDEX delivery_due ON outbox.delivery (destination, next_attempt_at, id)
 CREATE INDEX delivery_order ON outbox.delivery (ordering_key, destination, place) WHERE ordering_key IS NOT NULL;
 CREATE INDEX delivery_claim ON outbox.delivery (claim_token) WHERE claim_token IS NOT NULL;
 CREATE INDEX delivery_in_flight ON outbox.delivery (destination) WHERE claim_token IS NOT NULL;
+CREATE INDEX delivery_dead ON outbox.delivery (id) WHERE status = 'failed';
 
 CREATE TABLE outbox.claims (
     token       bigint PRIMARY KEY,
@@ -211,6 +214,16 @@ CREATE TABLE outbox.postponed (
     exception   jsonb
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE outbox.postponed IS 'outcomes still to be settled; exception null: delivered to all that the claim handed out';
+
+-- What consumers have seen: see outbox.first_time().
+CREATE TABLE outbox.inbox (
+    consumer text NOT NULL,
+    event_id uuid NOT NULL,
+    seen_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (consumer, event_id)
+);
+CREATE INDEX inbox_seen ON outbox.inbox (seen_at);
+COMMENT ON TABLE outbox.inbox IS 'which events a consumer has seen; forgotten after outbox.inbox_retention';
 
 CREATE TABLE outbox.contradiction (
     kind  text PRIMARY KEY,
@@ -252,3 +265,4 @@ SELECT pg_catalog.pg_extension_config_dump('outbox.interest', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.hidden', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.inbox', '');

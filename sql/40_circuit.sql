@@ -29,12 +29,12 @@ END
 $$;
 COMMENT ON FUNCTION outbox._answers_others(text) IS 'another session has delivered to the destination within seconds';
 
-CREATE FUNCTION outbox._open_circuit(v_destination text, v_error text, v_retry_in interval) RETURNS void
+CREATE FUNCTION outbox._open_circuit(v_destination text, v_error text, v_retry_in interval, v_cause bigint) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_until timestamptz;
+    v_open record;
 BEGIN
     UPDATE outbox.destination t
        SET circuit_failures = t.circuit_failures + 1, last_error = v_error,
@@ -42,11 +42,16 @@ BEGIN
                + coalesce(v_retry_in, (0.5 + random() / 2) * least(interval '30 seconds',
                                            interval '250 milliseconds' * power(2, least(t.circuit_failures, 20))))
      WHERE t.name = v_destination AND coalesce(t.circuit_open_until, '-infinity') <= clock_timestamp()
-    RETURNING t.circuit_open_until INTO v_until;
-    PERFORM outbox._wake_at(v_until);
+    RETURNING t.circuit_open_until, t.circuit_failures, t.kind, t.tenant_id INTO v_open;
+    PERFORM outbox._wake_at(v_open.circuit_open_until);
+    IF v_open.circuit_failures = 1
+       AND outbox._tell('outbox.destination.opened', v_destination, v_open.tenant_id, v_cause,
+                        jsonb_build_object('kind', v_open.kind, 'reason', v_error)) THEN
+        UPDATE outbox.destination t SET opening_told = true WHERE t.name = v_destination;
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._open_circuit(text, text, interval) IS
+COMMENT ON FUNCTION outbox._open_circuit(text, text, interval, bigint) IS
     'a destination is down as a whole: it is left alone for a while, longer each time (up to 30 s)';
 
 -- A success while the circuit is open was under way before: it does not end the pause that a receiver asked for.
@@ -54,12 +59,19 @@ CREATE FUNCTION outbox._close_circuits(v_destinations text[]) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+    v_closed text[];
 BEGIN
-    UPDATE outbox.destination t SET circuit_failures = 0, circuit_open_until = NULL
-     WHERE t.name = ANY (v_destinations) AND t.circuit_failures > 0
-       AND coalesce(t.circuit_open_until, '-infinity') <= clock_timestamp();
-    IF FOUND THEN
+    WITH closed AS (
+        UPDATE outbox.destination t SET circuit_failures = 0, circuit_open_until = NULL
+         WHERE t.name = ANY (v_destinations) AND t.circuit_failures > 0
+           AND coalesce(t.circuit_open_until, '-infinity') <= clock_timestamp()
+        RETURNING t.name
+    )
+    SELECT array_agg(c.name) INTO v_closed FROM closed c;
+    IF v_closed IS NOT NULL THEN
         PERFORM outbox._wake('due');
+        PERFORM outbox._tell_closed(c) FROM unnest(v_closed) AS c;
     END IF;
 END
 $$;
@@ -107,20 +119,29 @@ END
 $$;
 COMMENT ON FUNCTION outbox._has_delivered_since(text, timestamptz) IS 'an event that the destination wants was processed lately';
 
-CREATE FUNCTION outbox._disable(v_destination text, v_reason text) RETURNS void
+CREATE FUNCTION outbox._disable(v_destination text, v_reason text, v_cause bigint) RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
+DECLARE
+    v_disabled record;
 BEGIN
     UPDATE outbox.destination t SET disabled_reason = coalesce(v_reason, 'gone'), last_error = v_reason
-     WHERE t.name = v_destination AND t.disabled_reason IS NULL;
+     WHERE t.name = v_destination AND t.disabled_reason IS NULL
+    RETURNING t.kind, t.tenant_id, t.disabled_reason INTO v_disabled;
+    IF FOUND THEN
+        PERFORM outbox._tell('outbox.destination.disabled', v_destination, v_disabled.tenant_id, v_cause,
+                             jsonb_build_object('kind', v_disabled.kind, 'reason', v_disabled.disabled_reason));
+    END IF;
     PERFORM outbox._destinations_changed(v_destination);
 END
 $$;
-COMMENT ON FUNCTION outbox._disable(text, text) IS
+COMMENT ON FUNCTION outbox._disable(text, text, bigint) IS
     'a destination asked not to be called again, or has not answered for too long; outbox.resume() ends that';
 
 -- The time counts from the first failure since the last success: a destination that never answers is disabled in the end.
-CREATE FUNCTION outbox._note_failure(v_destination text, v_kind text, v_settings jsonb, v_error text) RETURNS void
+CREATE FUNCTION outbox._note_failure(v_destination text, v_kind text, v_settings jsonb, v_error text, v_cause bigint)
+    RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -137,16 +158,18 @@ BEGIN
         UPDATE outbox.destination t SET failing_since = clock_timestamp() WHERE t.name = v_destination;
     ELSE
         PERFORM outbox._disable(v_destination, format('no success since %s: %s',
-                                                      to_char(v_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'), v_error));
+                                                      to_char(v_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'), v_error),
+                                v_cause);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._note_failure(text, text, jsonb, text) IS
+COMMENT ON FUNCTION outbox._note_failure(text, text, jsonb, text, bigint) IS
     'an attempt failed: after settings.disable_after without a success the destination is disabled';
 
--- Decides what a failed delivery means for its destination.
+-- Decides what a failed delivery of the event v_cause means for its destination.
 CREATE FUNCTION outbox._blame(
-    v_destination text, v_kind text, v_settings jsonb, v_what text, v_error text, v_retry_in interval) RETURNS void
+    v_destination text, v_kind text, v_settings jsonb, v_what text, v_error text, v_retry_in interval, v_cause bigint)
+    RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -155,16 +178,16 @@ BEGIN
         PERFORM outbox._wake('released');
         RETURN;
     ELSIF v_what IN ('unavailable', 'throttled') THEN
-        PERFORM outbox._open_circuit(v_destination, v_error, v_retry_in);
+        PERFORM outbox._open_circuit(v_destination, v_error, v_retry_in, v_cause);
     ELSE
         PERFORM outbox._close_circuits(ARRAY[v_destination]);
     END IF;
     IF v_what <> 'rejected' AND v_kind IS NOT NULL THEN
-        PERFORM outbox._note_failure(v_destination, v_kind, v_settings, v_error);
+        PERFORM outbox._note_failure(v_destination, v_kind, v_settings, v_error, v_cause);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval) IS 'what a failed delivery means for its destination';
+COMMENT ON FUNCTION outbox._blame(text, text, jsonb, text, text, interval, bigint) IS 'what a failed delivery means for its destination';
 
 CREATE FUNCTION outbox.destination_unable(names text[], error text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

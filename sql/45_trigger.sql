@@ -125,6 +125,10 @@ CREATE TRIGGER after_restored_delivery AFTER INSERT ON outbox.delivery
 CREATE TRIGGER after_restored_destination AFTER INSERT ON outbox.destination
     FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
 
+-- The worker has no timer for what came with a restore.
+CREATE TRIGGER after_restored_inbox AFTER INSERT ON outbox.inbox
+    FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
+
 -- The functions name the table and its columns, so these names stay.
 CREATE FUNCTION outbox._guard_names() RETURNS event_trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp

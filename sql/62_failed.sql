@@ -48,7 +48,14 @@ BEGIN
         END IF;
         PERFORM outbox._left_claim(ARRAY[v_id], ARRAY[v_row.destination], ARRAY[v_row.ordering_key], ARRAY[v_token]);
         PERFORM outbox._wake_at(v_next);
-        PERFORM outbox._blame(v_row.destination, v_row.kind, v_row.settings, v_what, v_error, v_retry_in);
+        PERFORM outbox._blame(v_row.destination, v_row.kind, v_row.settings, v_what, v_error, v_retry_in, v_id);
+        IF v_dead THEN
+            PERFORM outbox._tell('outbox.event.dead', v_row.destination, e.tenant_id, v_id,
+                                 jsonb_build_object('reason', v_error, 'attempts', v_attempts, 'id', e.id, 'event_id', e.event_id,
+                                                    'event_type', e.event_type, 'aggregate_type', e.aggregate_type,
+                                                    'aggregate_id', e.aggregate_id))
+               FROM @extschema@.outbox_events e WHERE e.id = v_id;
+        END IF;
     END LOOP;
     RETURN v_any;
 END

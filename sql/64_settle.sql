@@ -100,7 +100,7 @@ BEGIN
                 v_changed := outbox._failed(v_row.token, v_row.id, v_row.destination, v_row.outcome, v_row.error, v_row.retry_in);
             WHEN 'gone' THEN
                 v_changed := outbox._failed(v_row.token, v_row.id, v_row.destination, 'rejected', v_row.error, NULL);
-                PERFORM outbox._disable(v_row.destination, v_row.error) WHERE v_changed;
+                PERFORM outbox._disable(v_row.destination, v_row.error, v_row.id) WHERE v_changed;
             WHEN 'released' THEN
                 v_changed := outbox._release_one(v_row.token, v_row.id, v_row.destination);
             ELSE

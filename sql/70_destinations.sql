@@ -73,10 +73,24 @@ END
 $$;
 COMMENT ON FUNCTION outbox._secrets_end() IS 'when the first grace ends; null: no secret is being replaced';
 
--- Adds the destination, or changes the one of that name: its deliveries, its secret and its place stay.
+CREATE FUNCTION outbox._try_anew(v_destination text) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE outbox.destination t
+       SET disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL, unable_at = NULL
+     WHERE t.name = v_destination;
+    PERFORM outbox._tell_closed(v_destination);
+END
+$$;
+COMMENT ON FUNCTION outbox._try_anew(text) IS 'enables a destination and closes its circuit';
+
+-- Adds the destination, or changes the one of that name: its deliveries, its secret and its place stay. anew: it is tried
+-- again, whatever it has answered before.
 CREATE FUNCTION outbox._put_destination(
     name text, kind text, event_types text[], settings jsonb, exchange text, routing_key text, url text, tenant_id text,
-    filter jsonpath) RETURNS void
+    filter jsonpath, v_anew boolean) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -115,19 +129,20 @@ BEGIN
     ON CONFLICT ON CONSTRAINT destination_pkey DO UPDATE
        SET event_types = excluded.event_types, tenant_id = excluded.tenant_id, filter = excluded.filter,
            exchange = excluded.exchange, routing_key = excluded.routing_key, url = excluded.url, broker = excluded.broker,
-           settings = excluded.settings, disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL, unable_at = NULL;
+           settings = excluded.settings;
+    PERFORM outbox._try_anew(_put_destination.name) WHERE v_anew;
     PERFORM outbox._put_interest(_put_destination.name);
     PERFORM outbox._give_to_destinations();
     PERFORM outbox._destinations_changed(_put_destination.name);
 END
 $$;
-COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, text, text, text, jsonpath) IS 'adds or changes a destination';
+COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, text, text, text, jsonpath, boolean) IS
+    'adds or changes a destination';
 
-CREATE FUNCTION outbox.add_rabbitmq(
-    name text, exchange text DEFAULT 'outbox_events', routing_key text DEFAULT '{event_type}',
-    event_types text[] DEFAULT '{*}', settings jsonb DEFAULT '{}', tenant_id text DEFAULT NULL,
-    filter jsonpath DEFAULT NULL) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION outbox._put_rabbitmq(
+    name text, exchange text, routing_key text, event_types text[], settings jsonb, tenant_id text, filter jsonpath,
+    v_anew boolean) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF exchange IS NULL OR coalesce(routing_key, '') = ''
@@ -143,11 +158,41 @@ BEGIN
             MESSAGE = 'RabbitMQ keeps names of queues that begin with amq. to itself',
             HINT = 'Name the queue with settings.queue.';
     END IF;
-    PERFORM outbox._put_destination(name, 'rabbitmq', event_types, settings, exchange, routing_key, NULL, tenant_id, filter);
+    PERFORM outbox._put_destination(name, 'rabbitmq', event_types, settings, exchange, routing_key, NULL, tenant_id, filter,
+                                    v_anew);
+END
+$$;
+COMMENT ON FUNCTION outbox._put_rabbitmq(text, text, text, text[], jsonb, text, jsonpath, boolean) IS
+    'adds or changes a RabbitMQ destination';
+
+CREATE FUNCTION outbox.add_rabbitmq(
+    name text, exchange text DEFAULT 'outbox_events', routing_key text DEFAULT '{event_type}',
+    event_types text[] DEFAULT '{*}', settings jsonb DEFAULT '{}', tenant_id text DEFAULT NULL,
+    filter jsonpath DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._put_rabbitmq(name, exchange, routing_key, event_types, settings, tenant_id, filter, true);
 END
 $$;
 COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb, text, jsonpath) IS
     'adds or changes a RabbitMQ destination; exchange and routing_key are templates';
+
+CREATE FUNCTION outbox._put_webhook(
+    name text, url text, event_types text[], settings jsonb, tenant_id text, filter jsonpath, v_anew boolean) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM outbox._check_url(url);
+    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url, tenant_id, filter, v_anew);
+    INSERT INTO outbox.hidden (destination, url, settings)
+    VALUES (_put_webhook.name, _put_webhook.url, _put_webhook.settings)
+    ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
+END
+$$;
+COMMENT ON FUNCTION outbox._put_webhook(text, text, text[], jsonb, text, jsonpath, boolean) IS
+    'adds or changes a webhook, but for its secret';
 
 CREATE FUNCTION outbox.add_webhook(
     name text, url text, event_types text[] DEFAULT '{*}', secret text DEFAULT NULL, settings jsonb DEFAULT '{}',
@@ -158,12 +203,8 @@ AS $$
 DECLARE
     v_secret text;
 BEGIN
-    PERFORM outbox._check_url(url);
     PERFORM outbox._check_secret(secret);
-    PERFORM outbox._put_destination(name, 'webhook', event_types, settings, NULL, NULL, url, tenant_id, filter);
-    INSERT INTO outbox.hidden (destination, url, settings)
-    VALUES (add_webhook.name, add_webhook.url, add_webhook.settings)
-    ON CONFLICT ON CONSTRAINT hidden_pkey DO UPDATE SET url = excluded.url, settings = excluded.settings;
+    PERFORM outbox._put_webhook(name, url, event_types, settings, tenant_id, filter, true);
     SELECT s.secret INTO v_secret FROM outbox.secret s WHERE s.destination = add_webhook.name AND s.expires_at IS NULL;
     IF v_secret IS NULL OR v_secret <> add_webhook.secret THEN
         DELETE FROM outbox.secret s WHERE s.destination = add_webhook.name;
@@ -176,6 +217,103 @@ END
 $$;
 COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb, text, jsonpath) IS
     'adds or changes a webhook and returns its signing secret; null: the present one stays, and is not the caller''s to see';
+
+-- Source: RFC 7396, JSON Merge Patch, section 2.
+CREATE FUNCTION outbox._merge_patch(target jsonb, patch jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_merged jsonb := CASE WHEN jsonb_typeof(target) = 'object' THEN target ELSE '{}' END;
+    v_key text;
+    v_value jsonb;
+BEGIN
+    IF jsonb_typeof(patch) <> 'object' THEN
+        RETURN patch;
+    END IF;
+    FOR v_key, v_value IN SELECT p.key, p.value FROM jsonb_each(patch) p LOOP
+        IF v_value = 'null' THEN
+            v_merged := v_merged - v_key;
+        ELSE
+            v_merged := v_merged || jsonb_build_object(v_key, outbox._merge_patch(v_merged -> v_key, v_value));
+        END IF;
+    END LOOP;
+    RETURN v_merged;
+END
+$$;
+COMMENT ON FUNCTION outbox._merge_patch(jsonb, jsonb) IS 'the target with what a JSON Merge Patch changes';
+
+-- Errors show no value: one may hold a token.
+CREATE FUNCTION outbox._check_changes(kind text, changes jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_known CONSTANT text[] := ARRAY['event_types', 'tenant_id', 'filter', 'settings']
+        || CASE kind WHEN 'webhook' THEN ARRAY['url'] ELSE ARRAY['exchange', 'routing_key'] END;
+    v_key text;
+    v_value jsonb;
+BEGIN
+    IF coalesce(jsonb_typeof(changes), 'null') <> 'object' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'changes must be a JSON object',
+            HINT = 'For example {"event_types": ["order.*"], "settings": {"max_attempts": 5, "base": null}}.';
+    END IF;
+    FOR v_key, v_value IN SELECT c.key, c.value FROM jsonb_each(changes) c LOOP
+        IF v_key <> ALL (v_known) THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+                MESSAGE = format('unknown key %L in the changes of a %s destination', v_key, kind),
+                HINT = format('Keys are %s.', array_to_string(v_known, ', '));
+        ELSIF v_key = 'event_types' AND jsonb_typeof(v_value) <> 'null'
+              AND (jsonb_typeof(v_value) <> 'array' OR jsonb_path_exists(v_value, 'strict $[*] ? (@.type() <> "string")')) THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'event_types must be a JSON array of texts',
+                HINT = 'For example {"event_types": ["order.*", "invoice.paid"]}.';
+        ELSIF v_key NOT IN ('event_types', 'settings') AND jsonb_typeof(v_value) NOT IN ('string', 'null') THEN
+            RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('%s must be a text or null', v_key),
+                HINT = 'Null removes it, or brings back its default.';
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_changes(text, jsonb) IS 'an error for changes that no destination of this kind can have';
+
+-- What views hide is merged as it is stored.
+CREATE FUNCTION outbox.alter_destination(name text, changes jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wants CONSTANT text[] := ARRAY['event_types', 'tenant_id', 'filter'];
+    v_kind text;
+    v_old jsonb;
+    v_new jsonb;
+    v_types text[];
+    v_settings jsonb;
+    v_anew boolean;
+BEGIN
+    PERFORM outbox._require_destination(name);
+    PERFORM outbox._lock_for_secrets();
+    PERFORM outbox._require_destination(name);
+    SELECT d.kind, jsonb_strip_nulls(jsonb_build_object('url', h.url, 'exchange', d.exchange, 'routing_key', d.routing_key,
+                                                        'tenant_id', d.tenant_id, 'filter', d.filter::text))
+                   || jsonb_build_object('event_types', to_jsonb(d.event_types), 'settings', coalesce(h.settings, d.settings))
+      INTO v_kind, v_old
+      FROM outbox.destination d LEFT JOIN outbox.hidden h ON h.destination = d.name
+     WHERE d.name = alter_destination.name;
+    PERFORM outbox._check_changes(v_kind, changes);
+    v_new := outbox._merge_patch(v_old, changes);
+    -- Another address, or another way to call it, may be answered otherwise. What it wants says nothing of that.
+    v_anew := v_new - v_wants <> v_old - v_wants;
+    v_types := CASE WHEN v_new ? 'event_types' THEN ARRAY(SELECT jsonb_array_elements_text(v_new -> 'event_types')) ELSE '{*}' END;
+    v_settings := coalesce(v_new -> 'settings', '{}');
+    IF v_kind = 'webhook' THEN
+        PERFORM outbox._put_webhook(name, v_new ->> 'url', v_types, v_settings, v_new ->> 'tenant_id',
+                                    (v_new ->> 'filter')::jsonpath, v_anew);
+    ELSE
+        PERFORM outbox._put_rabbitmq(name, coalesce(v_new ->> 'exchange', 'outbox_events'),
+                                     coalesce(v_new ->> 'routing_key', '{event_type}'), v_types, v_settings,
+                                     v_new ->> 'tenant_id', (v_new ->> 'filter')::jsonpath, v_anew);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox.alter_destination(text, jsonb) IS
+    'changes a destination by a JSON Merge Patch: what is not named stays, null removes or brings back the default';
 
 CREATE FUNCTION outbox.rotate_secret(name text, grace interval DEFAULT '24 hours') RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -222,10 +360,8 @@ AS $$
 BEGIN
     PERFORM outbox._require_destination(name);
     PERFORM outbox._lock();
-    UPDATE outbox.destination d
-       SET paused = false, disabled_reason = NULL, circuit_failures = 0, circuit_open_until = NULL, failing_since = NULL,
-           unable_at = NULL
-     WHERE d.name = resume.name;
+    UPDATE outbox.destination d SET paused = false WHERE d.name = resume.name;
+    PERFORM outbox._try_anew(name);
     PERFORM outbox._destinations_changed(name);
 END
 $$;
@@ -252,3 +388,30 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.remove_destination(text) IS 'removes a destination with its outstanding and dead deliveries';
+
+CREATE FUNCTION outbox.send_test(name text) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = 0
+AS $$
+DECLARE
+    v_event record;
+BEGIN
+    PERFORM outbox._require_destination(name);
+    PERFORM outbox._lock();
+    PERFORM outbox._require_destination(name);
+    INSERT INTO @extschema@.outbox_events AS e (event_type, event_data)
+    VALUES ('outbox.test', jsonb_build_object('destination', name, 'sent_at',
+                to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))
+    RETURNING e.id, e.event_id INTO v_event;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = 'the test event was not inserted',
+            DETAIL = 'A trigger that others added to outbox_events kept it out.',
+            HINT = 'See the check foreign_objects of outbox.health().';
+    END IF;
+    UPDATE @extschema@.outbox_events e SET listed = true, routed = e.available_at IS NOT NULL WHERE e.id = v_event.id;
+    INSERT INTO outbox.delivery (id, destination, status, next_attempt_at)
+    VALUES (v_event.id, name, 'pending', clock_timestamp());
+    RETURN v_event.event_id;
+END
+$$;
+COMMENT ON FUNCTION outbox.send_test(text) IS
+    'an event of type outbox.test, owed to this destination alone, whatever it wants; returns its event_id';

@@ -59,62 +59,124 @@ $$;
 COMMENT ON FUNCTION outbox.replay(uuid, text) IS
     'owes an event again: a dead letter to those that gave it up, a processed one to all that want it, or to one destination';
 
-CREATE FUNCTION outbox.replay_failed(event_types text DEFAULT '*', destination text DEFAULT NULL) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- Null stands for no restriction, wherever an operator narrows down what is replayed or purged.
+CREATE FUNCTION outbox._check_selection(event_types text, destination text, error text, max_events int) RETURNS void
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._check_patterns(ARRAY[coalesce(event_types, '*')]);
+    PERFORM outbox._require_destination(destination) WHERE destination IS NOT NULL;
+    IF error = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'error must not be empty',
+            HINT = 'Use ''*'' for all errors, or a pattern such as ''*timeout*''.';
+    ELSIF max_events < 1 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('max_events must be at least 1, not %s', max_events),
+            HINT = 'Leave it out for all events, or ask with dry_run how many there are.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION outbox._check_selection(text, text, text, int) IS 'an error for a selection of events that makes no sense';
+
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._dead(event_types text, destination text, since timestamptz, until timestamptz, error text)
+    RETURNS TABLE (id bigint, at tid)
+    LANGUAGE sql STABLE
+AS $$
+    SELECT d.id, d.ctid
+      FROM outbox.delivery d JOIN @extschema@.outbox_events e ON e.id = d.id
+     WHERE d.status = 'failed' AND e.event_type LIKE outbox._like_pattern(coalesce($1, '*'))
+       AND ($2 IS NULL OR d.destination = $2) AND ($3 IS NULL OR e.created_at >= $3) AND ($4 IS NULL OR e.created_at < $4)
+       AND (coalesce($5, '*') = '*' OR d.last_error LIKE outbox._like_pattern($5))
+$$;
+COMMENT ON FUNCTION outbox._dead(text, text, timestamptz, timestamptz, text) IS
+    'the dead letters of events of these types, created from since on and before until, with such an error';
+
+CREATE FUNCTION outbox.replay_failed(
+    event_types text DEFAULT '*', destination text DEFAULT NULL, since timestamptz DEFAULT NULL,
+    until timestamptz DEFAULT NULL, error text DEFAULT '*', max_events int DEFAULT NULL, dry_run boolean DEFAULT false)
+    RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
     v_ids bigint[];
 BEGIN
-    PERFORM outbox._check_patterns(ARRAY[replay_failed.event_types]);
-    PERFORM outbox._require_destination(replay_failed.destination) WHERE replay_failed.destination IS NOT NULL;
+    PERFORM outbox._check_selection(replay_failed.event_types, replay_failed.destination, replay_failed.error, replay_failed.max_events);
+    IF dry_run IS DISTINCT FROM false THEN
+        RETURN (SELECT count(*) FROM (
+            SELECT DISTINCT f.id FROM outbox._dead(replay_failed.event_types, replay_failed.destination, replay_failed.since,
+                                                   replay_failed.until, replay_failed.error) f
+             LIMIT replay_failed.max_events) x);
+    END IF;
     PERFORM outbox._lock();
-    WITH again AS (
+    WITH dead AS MATERIALIZED (
+        SELECT f.id, f.at FROM outbox._dead(replay_failed.event_types, replay_failed.destination, replay_failed.since,
+                                               replay_failed.until, replay_failed.error) f
+    ), oldest AS MATERIALIZED (
+        SELECT DISTINCT f.id FROM dead f ORDER BY f.id LIMIT replay_failed.max_events
+    ), again AS (
         UPDATE outbox.delivery d SET status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), owed_since = clock_timestamp()
-          FROM @extschema@.outbox_events e
-         WHERE e.id = d.id AND d.status = 'failed'
-           AND e.event_type LIKE outbox._like_pattern(replay_failed.event_types)
-           AND (replay_failed.destination IS NULL OR d.destination = replay_failed.destination)
-        RETURNING d.id
+         WHERE d.ctid = ANY (ARRAY(SELECT f.at FROM dead f WHERE f.id <= (SELECT max(o.id) FROM oldest o)))
     )
-    SELECT array_agg(DISTINCT a.id) INTO v_ids FROM again a;
+    SELECT array_agg(o.id) INTO v_ids FROM oldest o;
     IF v_ids IS NOT NULL THEN
         PERFORM outbox._owed_again(v_ids);
     END IF;
     RETURN coalesce(cardinality(v_ids), 0);
 END
 $$;
-COMMENT ON FUNCTION outbox.replay_failed(text, text) IS
-    'owes all dead letters of these types again; returns the number of events';
+COMMENT ON FUNCTION outbox.replay_failed(text, text, timestamptz, timestamptz, text, int, boolean) IS
+    'owes dead letters again, those of the oldest events first; returns the number of events; dry_run: the number alone';
 
-CREATE FUNCTION outbox.purge_failed(older_than interval DEFAULT '0', event_types text DEFAULT '*') RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- Another destination may still be owed the event, or have given it up too: then the event stays.
+CREATE FUNCTION outbox.purge_failed(
+    older_than interval DEFAULT '0', event_types text DEFAULT '*', destination text DEFAULT NULL, error text DEFAULT '*',
+    dry_run boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
+#variable_conflict use_column
 DECLARE
+    v_until timestamptz := CASE WHEN older_than > interval '0' THEN clock_timestamp() - older_than END;
     v_gone record;
-    v_count bigint;
 BEGIN
-    PERFORM outbox._check_patterns(ARRAY[event_types]);
+    PERFORM outbox._check_selection(purge_failed.event_types, purge_failed.destination, purge_failed.error, NULL);
+    IF dry_run IS DISTINCT FROM false THEN
+        RETURN (SELECT count(DISTINCT f.id) FROM outbox._dead(purge_failed.event_types, purge_failed.destination, NULL, v_until,
+                                                              purge_failed.error) f);
+    END IF;
     PERFORM outbox._lock();
     -- Checks must not be left to the commit, which is the caller's.
     IF EXISTS (SELECT FROM pg_constraint c
                 WHERE c.confrelid = '@extschema@.outbox_events'::regclass AND c.contype = 'f' AND c.condeferrable) THEN
         SET CONSTRAINTS ALL IMMEDIATE;
     END IF;
-    WITH dead AS (
-        DELETE FROM outbox.delivery d USING @extschema@.outbox_events e
-         WHERE e.id = d.id AND d.status = 'failed' AND e.created_at <= clock_timestamp() - older_than
-           AND e.event_type LIKE outbox._like_pattern(purge_failed.event_types)
+    WITH dead AS MATERIALIZED (
+        SELECT f.id, f.at FROM outbox._dead(purge_failed.event_types, purge_failed.destination, NULL, v_until, purge_failed.error) f
+    ), free AS MATERIALIZED (
+        SELECT e.id FROM @extschema@.outbox_events e WHERE e.id = ANY (ARRAY(SELECT f.id FROM dead f)) FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM outbox.delivery d
+         WHERE d.ctid = ANY (ARRAY(SELECT f.at FROM dead f WHERE f.id IN (SELECT x.id FROM free x)))
         RETURNING d.id, d.destination, d.ordering_key
     )
-    SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys
-      INTO v_gone FROM dead d;
-    DELETE FROM @extschema@.outbox_events e WHERE e.id = ANY (v_gone.ids) AND e.status = 'failed';
-    GET DIAGNOSTICS v_count = ROW_COUNT;
+    SELECT array_agg(g.id) AS ids, array_agg(g.destination) AS destinations, array_agg(g.ordering_key) AS keys,
+           count(DISTINCT g.id) AS events, (SELECT count(DISTINCT f.id) FROM dead f) - count(DISTINCT g.id) AS locked
+      INTO v_gone FROM gone g;
+    IF v_gone.locked > 0 THEN
+        RAISE WARNING USING MESSAGE = format('dead letters of %s events stay, because other transactions have the events locked',
+                                             v_gone.locked),
+            HINT = 'Purge again when these transactions have ended.';
+    END IF;
+    DELETE FROM @extschema@.outbox_events e
+     WHERE e.id = ANY (v_gone.ids) AND e.listed AND e.claim_token IS NULL
+       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
     PERFORM outbox._refresh(v_gone.ids);
     PERFORM outbox._promote(v_gone.destinations, v_gone.keys);
-    RETURN v_count;
+    RETURN v_gone.events;
 END
 $$;
-COMMENT ON FUNCTION outbox.purge_failed(interval, text) IS
-    'removes dead letters of events created longer ago; returns the number of events removed';
+COMMENT ON FUNCTION outbox.purge_failed(interval, text, text, text, boolean) IS
+    'removes dead letters of events created longer ago, and the events that nobody else is owed or gave up; returns the number of events; dry_run: the number alone';

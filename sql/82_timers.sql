@@ -38,10 +38,10 @@ BEGIN
     IF outbox._forget_secrets(v_now) THEN
         PERFORM pg_notify('outbox_destinations', '');
     END IF;
-    RETURN outbox._next_due();
+    RETURN least(outbox._next_due(), outbox._forget_seen(v_now));
 END
 $$;
-COMMENT ON FUNCTION outbox._due() IS 'wakes consumers for what is due and returns when the next thing is';
+COMMENT ON FUNCTION outbox._due() IS 'wakes consumers for what is due, forgets what is old, and returns when the next thing is due';
 
 -- Does the work that was left for later and releases claims whose lease is over. Takes the claim lock only if there are any.
 -- Returns SQLSTATE and message of an obstacle.

@@ -4,7 +4,7 @@ CREATE FUNCTION outbox._owner_of(kind text, definer boolean, identity text) RETU
     LANGUAGE sql IMMUTABLE
 RETURN CASE WHEN kind IN ('function', 'view', 'table') AND identity LIKE ANY (ARRAY[
                      'outbox.secret', 'outbox.hidden', 'outbox.destinations', 'outbox.relay\_destinations(%',
-                     'outbox.add\_webhook(%', 'outbox.rotate\_secret(%', 'outbox.\_forget\_secrets(%',
+                     'outbox.add\_webhook(%', 'outbox.alter\_destination(%', 'outbox.rotate\_secret(%', 'outbox.\_forget\_secrets(%',
                      'outbox.\_secrets\_end(%', 'outbox.\_sessions(%']) THEN 'outbox_keeper'
             WHEN kind IN ('table', 'view', 'sequence') OR definer THEN 'outbox_owner' END;
 COMMENT ON FUNCTION outbox._owner_of(text, boolean, text) IS 'whose a member of the extension is to be; null: it stays as it is';

@@ -24,6 +24,7 @@ impl NotifyPayload {
 
 pub static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayload>::new(NotifyPayload::metadata);
 static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
+static INBOX_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 3600);
 static WEBHOOK_ALLOW_NETWORKS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// How long processed events are kept, in microseconds; none: for ever.
@@ -46,6 +47,16 @@ pub fn define() {
         c"How long processed events are kept.",
         c"-1 keeps them for ever. Dead letters stay in any case.",
         &RETENTION,
+        -1,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"outbox.inbox_retention",
+        c"How long outbox.first_time() remembers an event.",
+        c"-1 remembers it for ever.",
+        &INBOX_RETENTION,
         -1,
         i32::MAX,
         GucContext::Suset,

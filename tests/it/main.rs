@@ -22,6 +22,7 @@ mod messages;
 mod model;
 mod neighbours;
 mod notifications;
+mod operators;
 mod outages;
 mod owed;
 mod owners;
