@@ -59,6 +59,15 @@ pub struct Options {
     /// Host and port of /metrics, /healthz and /readyz [default: 127.0.0.1:9464]
     #[arg(long, env = "HTTP_LISTEN", hide_env_values = true, value_name = "ADDRESS")]
     pub http_listen: Option<String>,
+    /// Password of the page at /ui/; without one there is no page
+    #[arg(long, env = "OUTBOX_UI_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub ui_password: Option<String>,
+    /// File that holds the same
+    #[arg(long, env = "OUTBOX_UI_PASSWORD_FILE", value_name = "FILE", hide_env_values = true)]
+    pub ui_password_file: Option<PathBuf>,
+    /// Name by which browsers reach the page, besides addresses and localhost; repeat or separate by commas
+    #[arg(long, env = "OUTBOX_UI_HOSTS", hide_env_values = true, value_name = "NAME", value_delimiter = ',')]
+    pub ui_hosts: Option<Vec<String>>,
     /// Name shown in outbox.health() [default: host:pid]
     #[arg(long, env = "OUTBOX_CONSUMER", hide_env_values = true, value_name = "NAME")]
     pub consumer: Option<String>,

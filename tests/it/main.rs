@@ -26,6 +26,8 @@ mod operators;
 mod outages;
 mod owed;
 mod owners;
+mod page;
+mod page_in_browser;
 mod pools;
 mod privileges;
 mod queries;

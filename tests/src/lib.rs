@@ -4,6 +4,7 @@
 //! - [`broker`]: a RabbitMQ, shared or of one's own; [`queue`]: what arrives there
 //! - [`receiver`]: an HTTP server for webhooks; [`reference`]: who verifies their signatures
 //! - [`relay`]: the relay's binary; [`trace`]: what it logs of each event; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
+//! - [`browser`]: one that shows its page
 //! - [`tls`]: a certificate authority
 //! - [`world`]: what nearly every test begins with
 //! - [`wait`]: for conditions
@@ -11,6 +12,7 @@
 //! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
 
 pub mod broker;
+pub mod browser;
 pub mod cluster;
 pub mod detached;
 pub mod http;
