@@ -24,14 +24,14 @@ function place() {
 }
 
 function Counts({ stats }) {
-  const figure = (label, test, value, href, tone) => html`<a class=${`count ${tone || ''}`} href=${href}>
+  const figure = (label, test, value, href, says, tone) => html`<a class=${`count ${tone || ''}`} href=${href} title=${says}>
     <span class="label">${label}</span> <span class="value" data-test=${test}>${value ?? '–'}</span></a>`
   return html`<div class="counts" aria-live="polite" aria-atomic="true">
-    ${figure('Pending', 'pending', stats?.pending, '/ui/waiting')}
-    ${figure('Processing', 'processing', stats?.processing, '/ui/waiting')}
-    ${figure('Dead', 'dead', stats?.dead, '/ui/dead', stats?.dead && stats.dead !== '0' ? 'bad' : '')}
+    ${figure('Pending', 'pending', stats?.pending, '/ui/waiting', 'Events that are owed to at least one destination')}
+    ${figure('Processing', 'processing', stats?.processing, '/ui/waiting', 'Events that are being delivered')}
+    ${figure('Dead', 'dead', stats?.dead, '/ui/dead', 'Events that were given up for at least one destination and are owed to none', stats?.dead && stats.dead !== '0' ? 'bad' : '')}
     <span class="count"><span class="label">Oldest waits</span> <span class="value">${stats?.oldest_s == null ? '–' : span(stats.oldest_s)}</span></span>
-    <span class="count"><span class="label">99 of 100 within</span> <span class="value">${span(stats?.p99_s)}</span></span></div>`
+    <span class="count"><span class="label">p99 latency</span> <span class="value">${span(stats?.p99_s)}</span></span></div>`
 }
 
 function App() {
@@ -131,14 +131,14 @@ function App() {
     <header>
       <div class="bar">
         <a class="brand" href="/ui/"><img src="/ui/assets/icon.svg" alt="" width="24" height="24" /> pg_outbox</a>
-        <nav aria-label="Pages">${link('/ui/', 'Overview')}${link('/ui/destinations', 'Destinations')}${link('/ui/dead', 'Dead letters')}${link('/ui/waiting', 'Waiting')}${link('/ui/tail', 'Tail')}</nav>
+        <nav aria-label="Pages">${link('/ui/', 'Overview')}${link('/ui/destinations', 'Destinations')}${link('/ui/dead', html`Dead<span class="on-wide"> letters</span>`)}${link('/ui/waiting', 'Waiting')}${link('/ui/tail', 'Tail')}</nav>
         <button type="button" class="quiet" onClick=${logOut}>Log out</button>
       </div>
     </header>
     <div class="strip"><${Counts} stats=${stats} /></div>
     <main id="main" tabindex="-1">
       <div class="title"><h1>${at.page.title}</h1>
-        <p class="as-of"><span class=${live ? 'live' : 'lost'}>${live ? 'live' : 'not connected'}</span>${stats && html`, as of <${Time} at=${stats.at} />`}
+        <p class="as-of"><span class=${live ? 'live' : 'lost'}>${live ? 'live' : 'not connected'}${stats && html`, as of <${Time} at=${stats.at} />`}</span>
           <button type="button" class="quiet" onClick=${loadAll} title="Refresh (r)">Refresh</button></p></div>
       ${readOnly && html`<p class="note" data-test="read-only">This page is read-only: the role ${me.role.role} may read, and change nothing. <code>SELECT outbox.grant_operator('${me.role.role}')</code> lets it.</p>`}
       <${Problem} error=${error} />

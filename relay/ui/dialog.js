@@ -5,9 +5,10 @@ import { html, useEffect, useRef, useState } from './preact.js'
 function Modal({ title, onClose, children }) {
   const dialog = useRef(null)
   useEffect(() => {
-    const before = document.activeElement
-    dialog.current.showModal()
-    return () => before?.isConnected && before.focus()
+    const shown = dialog.current
+    shown.showModal()
+    // Closing gives the focus back to where it was.
+    return () => shown.close()
   }, [])
   return html`<dialog ref=${dialog} aria-labelledby="dialog-title" onCancel=${(event) => { event.preventDefault(); onClose() }}>
     <h2 id="dialog-title">${title}</h2>${children}</dialog>`

@@ -18,14 +18,14 @@ export function View({ data, stats, go }) {
         <h2><${State} is="not well" /> ${check.check.replaceAll('_', ' ')}</h2>
         <p>${check.detail}</p><p class="hint">${check.hint}</p></div>`)}
     </section>`}
-    ${bad.length === 0 && html`<p class="all-well"><${State} is="well" /> All ${data.length} checks are well.</p>`}
+    ${bad.length === 0 && html`<p><${State} is="well" says=${`All ${data.length} checks are well.`} /></p>`}
     ${stats && html`<section aria-labelledby="figures"><h2 id="figures">Since <${Time} at=${stats.since} /></h2>
       <dl class="figures">
         <div><dt>Published</dt><dd>${stats.published ?? '–'}</dd></div>
         <div><dt>Wanted by nobody</dt><dd>${stats.unrouted ?? '–'}</dd></div>
-        <div><dt>Median latency</dt><dd>${span(stats.p50_s)}</dd></div>
-        <div><dt>95 of 100 within</dt><dd>${span(stats.p95_s)}</dd></div>
-        <div><dt>99 of 100 within</dt><dd>${span(stats.p99_s)}</dd></div>
+        <div><dt>p50 latency</dt><dd>${span(stats.p50_s)}</dd></div>
+        <div><dt>p95 latency</dt><dd>${span(stats.p95_s)}</dd></div>
+        <div><dt>p99 latency</dt><dd>${span(stats.p99_s)}</dd></div>
         <div><dt>Consumers attached</dt><dd>${stats.consumers}</dd></div>
         <div><dt>Worker</dt><dd>${stats.worker}</dd></div>
       </dl></section>`}

@@ -50,8 +50,8 @@ const TONES = {
 }
 
 // A word with a sign and a colour: the colour is never all there is.
-export function State({ is, ...rest }) {
-  return html`<span class=${`state ${TONES[is] || ''}`} ...${rest}><span aria-hidden="true">${ICONS[is] || '○'}</span> <span class="word">${is}</span></span>`
+export function State({ is, says = is, ...rest }) {
+  return html`<span class=${`state ${TONES[is] || ''}`} ...${rest}><span aria-hidden="true">${ICONS[is] || '○'}</span> <span class="word">${says}</span></span>`
 }
 
 export function EventLink({ id, children }) {

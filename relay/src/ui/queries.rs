@@ -30,11 +30,11 @@ pub const HEALTH: &str = "SELECT coalesce(json_agg(json_build_object('check', h.
        'hint', h.hint) ORDER BY h.ok), '[]')::text FROM outbox.health() h";
 
 /// Those that don't deliver first. Their deliveries are counted as far as 10,000 in all.
-pub const DESTINATIONS: &str = "WITH some AS MATERIALIZED ( \
+pub const DESTINATIONS: &str = "WITH listed AS MATERIALIZED ( \
          SELECT d.destination, d.status FROM outbox.deliveries d WHERE d.status <> 'scheduled' LIMIT 10001 \
      ), counted AS ( \
          SELECT s.destination, count(*) FILTER (WHERE s.status = 'failed') AS dead, \
-                count(*) FILTER (WHERE s.status <> 'failed') AS waiting FROM some s GROUP BY 1 \
+                count(*) FILTER (WHERE s.status <> 'failed') AS waiting FROM listed s GROUP BY 1 \
      ), shown AS ( \
          SELECT d.name, d.kind, d.state, d.event_types, d.tenant_id, d.filter::text AS filter, d.exchange, d.routing_key, d.url, \
                 d.settings::text AS settings, d.circuit_open_until AS open_until, d.last_error, d.rotating, \
@@ -44,7 +44,7 @@ pub const DESTINATIONS: &str = "WITH some AS MATERIALIZED ( \
           ORDER BY d.state = 'active', d.name LIMIT 501 \
      ) \
      SELECT json_build_object('rows', coalesce((SELECT json_agg(s) FROM shown s), '[]'), 'at', clock_timestamp(), \
-            'counted_all', (SELECT count(*) <= 10000 FROM some))::text";
+            'counted_all', (SELECT count(*) <= 10000 FROM listed))::text";
 
 /// Dead letters that a filter selects as outbox.replay_failed() does: destination, type, error, since, until; at most so
 /// many, and those of 5,000 in groups.
@@ -68,29 +68,29 @@ pub const DEAD: &str = "WITH dead AS MATERIALIZED ( \
                        max(x.created_at) AS last FROM dead x GROUP BY 1, 2, 3 ORDER BY 4 DESC, 5 DESC LIMIT 12) g), '[]'))::text";
 
 /// What is outstanding: aggregates that wait for one of their events, deliveries that are due again, scheduled events.
-pub const WAITING: &str = "WITH some AS MATERIALIZED ( \
+pub const WAITING: &str = "WITH listed AS MATERIALIZED ( \
          SELECT d.event, d.event_id, d.event_type, d.aggregate_type, d.aggregate_id, d.destination, d.status, d.attempts, \
                 d.next_attempt_at, left(d.last_error, 2000) AS last_error, d.created_at \
            FROM outbox.deliveries d WHERE d.status <> 'scheduled' LIMIT 10001 \
      ), waits AS ( \
          SELECT s.destination, s.aggregate_type, s.aggregate_id, min(s.event) AS first, \
                 count(*) FILTER (WHERE s.status = 'pending' AND s.next_attempt_at IS NULL) AS behind \
-           FROM some s WHERE s.aggregate_id IS NOT NULL GROUP BY 1, 2, 3 \
+           FROM listed s WHERE s.aggregate_id IS NOT NULL GROUP BY 1, 2, 3 \
          HAVING bool_or(s.status = 'pending' AND s.next_attempt_at IS NULL) ORDER BY 5 DESC LIMIT 100 \
      ), blocked AS ( \
          SELECT w.destination, w.aggregate_type, w.aggregate_id, w.behind, s.event_id, s.event_type, s.status, s.attempts, \
                 s.next_attempt_at, s.last_error \
-           FROM waits w JOIN some s ON s.event = w.first AND s.destination = w.destination ORDER BY w.behind DESC \
+           FROM waits w JOIN listed s ON s.event = w.first AND s.destination = w.destination ORDER BY w.behind DESC \
      ), due AS ( \
          SELECT s.event::text AS id, s.event_id, s.event_type, s.aggregate_type, s.aggregate_id, s.destination, s.status, \
                 s.attempts, s.next_attempt_at, s.last_error, s.created_at \
-           FROM some s WHERE s.status = 'processing' OR s.status = 'pending' AND s.next_attempt_at IS NOT NULL \
+           FROM listed s WHERE s.status = 'processing' OR s.status = 'pending' AND s.next_attempt_at IS NOT NULL \
           ORDER BY s.next_attempt_at NULLS FIRST, s.event LIMIT 200 \
      ), scheduled AS ( \
          SELECT d.event_id, d.event_type, d.aggregate_type, d.aggregate_id, d.next_attempt_at, d.created_at \
            FROM outbox.deliveries d WHERE d.status = 'scheduled' ORDER BY d.next_attempt_at LIMIT 200 \
      ) \
-     SELECT json_build_object('at', clock_timestamp(), 'all', (SELECT count(*) <= 10000 FROM some), \
+     SELECT json_build_object('at', clock_timestamp(), 'all', (SELECT count(*) <= 10000 FROM listed), \
             'blocked', coalesce((SELECT json_agg(b) FROM blocked b), '[]'), \
             'due', coalesce((SELECT json_agg(d) FROM due d), '[]'), \
             'scheduled', coalesce((SELECT json_agg(s) FROM scheduled s), '[]'))::text";
