@@ -81,8 +81,8 @@ export function View({ data, filter, setFilter, may, act, confirm }) {
         <td>${row.destination || '–'}</td><td>${aggregate(row)}</td><td class="number" data-label="Attempts">${row.attempts}</td>
         <td><${Time} at=${row.created_at} /></td><td><${ErrorText} text=${row.last_error} /></td>
         ${(may.replay || may.purge) && html`<td class="actions">
-          ${may.replay && html`<button type="button" data-test="replay" aria-label=${`Replay ${row.event_type} for ${row.destination}`} onClick=${() => replay(row)}>Replay…</button>`}
-          ${may.purge && html`<button type="button" class="danger" data-test="purge" aria-label=${`Purge ${row.event_type} for ${row.destination}`} onClick=${() => purge(row)}>Purge…</button>`}
+          ${may.replay && html`<button type="button" data-test="replay" aria-label=${`Replay… ${row.event_type} for ${row.destination}`} onClick=${() => replay(row)}>Replay…</button>`}
+          ${may.purge && html`<button type="button" class="danger" data-test="purge" aria-label=${`Purge… ${row.event_type} for ${row.destination}`} onClick=${() => purge(row)}>Purge…</button>`}
         </td>`}
       </tr>`)}
     </${Table}></section>`

@@ -58,8 +58,8 @@ export function View({ data: [found, attempts], filter, setFilter, may, act, pre
             ? may.pause && html`<button type="button" data-test="pause" aria-label=${`Pause ${row.name}`} onClick=${() => press('pause', { destination: row.name }, `${row.name} is paused`)}>Pause</button>`
             : may.resume && html`<button type="button" data-test="resume" aria-label=${`Resume ${row.name}`} onClick=${() => press('resume', { destination: row.name }, `${row.name} goes on`)}>Resume</button>`}
           ${row.state === 'open' && may.pause && html`<button type="button" data-test="pause" aria-label=${`Pause ${row.name}`} onClick=${() => press('pause', { destination: row.name }, `${row.name} is paused`)}>Pause</button>`}
-          ${may.send_test && html`<button type="button" data-test="send-test" aria-label=${`Send a test event to ${row.name}`} onClick=${() => press('test', { destination: row.name }, (id) => ({ text: `A test event is on its way to ${row.name}: `, event: id }))}>Send test</button>`}
-          ${may.rotate_secret && row.kind === 'webhook' && html`<button type="button" data-test="rotate" aria-label=${`Rotate the secret of ${row.name}`} onClick=${() => rotate(row.name)}>Rotate secret</button>`}
+          ${may.send_test && html`<button type="button" data-test="send-test" aria-label=${`Send test to ${row.name}`} onClick=${() => press('test', { destination: row.name }, (id) => ({ text: `A test event is on its way to ${row.name}: `, event: id }))}>Send test</button>`}
+          ${may.rotate_secret && row.kind === 'webhook' && html`<button type="button" data-test="rotate" aria-label=${`Rotate secret of ${row.name}`} onClick=${() => rotate(row.name)}>Rotate secret</button>`}
         </td>`}
       </tr>`)}
     </${Table}>`

@@ -74,7 +74,7 @@ export function ErrorText({ text }) {
 // A table that scrolls by itself where the screen is narrow; each cell knows its column for the layout there.
 export function Table({ label, columns, children, empty }) {
   if (children.length === 0) return html`<p class="empty">${empty}</p>`
-  return html`<div class="table" role="region" aria-label=${label} tabindex="0"><table>
+  return html`<div class="table" role="group" aria-label=${label} tabindex="0"><table>
     <caption class="hidden">${label}</caption>
     <thead><tr>${columns.map((column) => html`<th scope="col" class=${column.startsWith('#') ? 'number' : ''}>${column.replace('#', '')}</th>`)}</tr></thead>
     <tbody>${children}</tbody></table></div>`

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use outbox_tests::cluster::Cluster;
 use outbox_tests::http::{self, Answer};
 use outbox_tests::receiver::{Receiver, Reply};
 use outbox_tests::relay::Relay;
@@ -272,8 +273,14 @@ async fn transactions(watcher: &Session, database: &str) -> Result<i64> {
 
 #[tokio::test]
 async fn an_open_page_on_an_idle_system_asks_nothing() -> Result<()> {
-    let Scene { world, relay, cookie } = Scene::start(true).await?;
-    let World { cluster, database, session } = world;
+    // A server of its own, so that nobody else does anything in this database.
+    let cluster = Cluster::with(&[("autovacuum", "off")]).await?;
+    let database = cluster.database().await?;
+    let session = cluster.connect(&database).await?;
+    let relay = Relay::with(&cluster.url(&database), None, &[("OUTBOX_UI_PASSWORD", PASSWORD)]).await?;
+    let cookie = log_in(&relay, PASSWORD, &[]).await?;
+    let cookie =
+        cookie.header("set-cookie").and_then(|cookie| cookie.split(';').next()).context("no cookie")?.to_owned();
     let receiver = Receiver::start()?;
     session.execute("SELECT outbox.add_webhook('hook', $1)", &[&receiver.url("/")]).await?;
     session.batch_execute("SELECT outbox.publish('a', '{}')").await?;
@@ -286,8 +293,13 @@ async fn an_open_page_on_an_idle_system_asks_nothing() -> Result<()> {
         let path = format!("/ui/api/{path}");
         assert_eq!(http::request(relay.port(), "GET", &path, &[("Cookie", &cookie)], "").await?.status, 200, "{path}");
     }
-    cluster.falls_silent(&database).await?;
+    // After a while not even a session is left of it: two are the relay's. What a session did last it reports at its end.
     let watcher = cluster.connect("postgres").await?;
+    let sessions = format!(
+        "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = '{database}' AND backend_type = 'client backend'"
+    );
+    watcher.until(&sessions, LONG).await?;
+    cluster.falls_silent(&database).await?;
     let before = transactions(&watcher, &database).await?;
     // The tail, a lost stream and files are the relay's own.
     drop(stream);
@@ -299,11 +311,7 @@ async fn an_open_page_on_an_idle_system_asks_nothing() -> Result<()> {
     // Sessions report what they did up to 10 s late.
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(transactions(&watcher, &database).await?, before);
-    // And after a while not even a session is left of it: two are the relay's.
-    let sessions = format!(
-        "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = '{database}' AND backend_type = 'client backend'"
-    );
-    watcher.until(&sessions, LONG).await?;
+    ensure!(watcher.one::<bool>(&sessions).await?, "a session was opened");
     Ok(())
 }
 

@@ -19,8 +19,8 @@ const STATEMENT: Duration = Duration::from_secs(10);
 /// For a turn and an answer together.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Without a question for so long the session is closed.
-const IDLE: Duration = Duration::from_secs(30);
+/// Without a question for so long the session is closed: while nothing happens, nothing of the page is left there.
+const IDLE: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub struct Database(Arc<Inner>);
