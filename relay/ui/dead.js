@@ -67,7 +67,7 @@ export function View({ data, filter, setFilter, may, act, confirm }) {
       ${may.purge_failed && html`<button type="button" class="danger" data-test="purge" disabled=${Boolean(filter.since)} title=${filter.since ? 'A purge has no beginning: clear “Created from”' : null} onClick=${purgeAll}>Purge all${any ? ' that match' : ''}…</button>`}
     </div>`}
     ${data.groups.length > 1 && html`<section aria-labelledby="groups"><h2 id="groups">By destination, type and error</h2>
-      <${Table} label="Groups of dead letters" columns=${['Destination', 'Type', 'Error', '#Count', 'Last created', 'Filter']}>
+      <${Table} label="Groups of dead letters" columns=${['Destination', 'Type', 'Error', '#Count', 'Last created', 'Actions']}>
         ${data.groups.map((group) => html`<tr key=${`${group.destination} ${group.event_type} ${group.last_error}`}>
           <td>${group.destination || '–'}</td><td>${group.event_type}</td><td><${ErrorText} text=${group.last_error} /></td>
           <td class="number">${group.count}</td><td><${Time} at=${group.last} /></td>

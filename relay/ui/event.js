@@ -30,7 +30,7 @@ export function View({ data, id, may, act, confirm }) {
     ...(event.processed_at ? [['processed', event.processed_at, null]] : []),
   ]
   return html`
-    <div class="headline"><p class="big"><span data-test="event-status"><${State} is=${event.status} /></span> <span>${event.event_type}</span> <span class="sub inline">${event.event_version}</span></p>
+    <div class="headline"><p class="big"><${State} is=${event.status} test="event-status" /> <span>${event.event_type}</span> <span class="sub inline">${event.event_version}</span></p>
       <div class="buttons">${may.replay && (event.status === 'failed' || event.status === 'processed' || destinations.some(([, one]) => one.status === 'failed')) && html`<button type="button" data-test="replay" onClick=${replay}>Replay…</button>`}
       <${Copy} label="Copy SQL" text=${`SELECT jsonb_pretty(outbox.event('${event.event_id}'));`} /></div></div>
     <dl class="facts">

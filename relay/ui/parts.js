@@ -50,8 +50,8 @@ const TONES = {
 }
 
 // A word with a sign and a colour: the colour is never all there is.
-export function State({ is, says = is, ...rest }) {
-  return html`<span class=${`state ${TONES[is] || ''}`} ...${rest}><span aria-hidden="true">${ICONS[is] || '○'}</span> <span class="word">${says}</span></span>`
+export function State({ is, says = is, test }) {
+  return html`<span class=${`state ${TONES[is] || ''}`}><span aria-hidden="true">${ICONS[is] || '○'}</span> <span class="word" data-test=${test}>${says}</span></span>`
 }
 
 export function EventLink({ id, children }) {
@@ -76,7 +76,7 @@ export function Table({ label, columns, children, empty }) {
   if (children.length === 0) return html`<p class="empty">${empty}</p>`
   return html`<div class="table" role="group" aria-label=${label} tabindex="0"><table>
     <caption class="hidden">${label}</caption>
-    <thead><tr>${columns.map((column) => html`<th scope="col" class=${column.startsWith('#') ? 'number' : ''}>${column.replace('#', '')}</th>`)}</tr></thead>
+    <thead><tr>${columns.map((column) => html`<th scope="col" class=${column.startsWith('#') ? 'number' : column === 'Actions' ? 'actions' : null}>${column.replace('#', '')}</th>`)}</tr></thead>
     <tbody>${children}</tbody></table></div>`
 }
 

@@ -93,7 +93,7 @@ async fn what_happens_is_seen_without_a_reload() -> Result<()> {
     browser.click(&format!("{row} [data-test=send-test]")).await?;
     browser.until_there(".notice a").await?;
     browser.click(".notice a").await?;
-    browser.until("document.querySelector('[data-test=event-status]')?.textContent.includes('processed')").await?;
+    browser.until("document.querySelector('[data-test=event-status]')?.textContent === 'processed'").await?;
     show(&browser, "/ui/tail").await?;
     browser.until("document.querySelectorAll('[data-test=tail-row]').length === 2").await?;
     scene.world.publish("2").await?;
@@ -137,7 +137,7 @@ async fn what_an_event_holds_is_never_run() -> Result<()> {
     show(&browser, "/ui/dead").await?;
     browser.until_there("[data-test=dead-row]").await?;
     browser.click("[data-test=dead-row] a.id").await?;
-    browser.until("document.querySelector('[data-test=event-status]')?.textContent.includes('failed')").await?;
+    browser.until("document.querySelector('[data-test=event-status]')?.textContent === 'failed'").await?;
     browser.click("details summary").await?;
     browser
         .until("document.querySelector('[data-test=event-data]').textContent.includes('12345678901234567890.5')")
