@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A session ends after so long, however it is used.
 const LIFE: Duration = Duration::from_secs(12 * 3600);
 
+/// Wrong passwords are told so often at most, with their number.
+const TOLD: Duration = Duration::from_secs(60);
+
 /// Sessions at once; the oldest goes.
 const MOST: usize = 256;
 
@@ -31,6 +34,8 @@ pub struct Login {
     password: Vec<u8>,
     /// When the next try may be made.
     next: Mutex<Instant>,
+    /// When wrong tries were told, and how many there were since.
+    wrong: Mutex<(Option<Instant>, u64)>,
     /// By the hash of the token, which alone is kept: when each ends.
     sessions: Mutex<HashMap<[u8; 32], Instant>>,
 }
@@ -50,7 +55,14 @@ impl Login {
         let mut key = [0; 32];
         fill(&random, &mut key)?;
         let password = mac(&key, password)?.finalize().into_bytes().to_vec();
-        Ok(Login { random, key, password, next: Mutex::new(Instant::now()), sessions: Mutex::default() })
+        Ok(Login {
+            random,
+            key,
+            password,
+            next: Mutex::new(Instant::now()),
+            wrong: Mutex::default(),
+            sessions: Mutex::default(),
+        })
     }
 
     /// Waits for its turn, which is taken before the password is looked at: whoever does not wait for the answer gains
@@ -73,6 +85,17 @@ impl Login {
         }
         *next = turn + PACE;
         Some(turn)
+    }
+
+    /// Another wrong try; how many there were, if it is time to tell.
+    pub fn wrong_tries_to_tell(&self) -> Option<u64> {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        wrong.1 += 1;
+        if wrong.0.is_some_and(|told| told.elapsed() < TOLD) {
+            return None;
+        }
+        wrong.0 = Some(Instant::now());
+        Some(std::mem::take(&mut wrong.1))
     }
 
     fn begin(&self) -> Result<String> {
@@ -153,6 +176,15 @@ mod tests {
         let login = Login::new("right").unwrap();
         while login.turn().is_some() {}
         assert_eq!(login.attempt("right").await.unwrap(), Tried::TooMany);
+    }
+
+    #[test]
+    fn wrong_tries_are_told_once_and_counted() {
+        let login = Login::new("right").unwrap();
+        assert_eq!(login.wrong_tries_to_tell(), Some(1));
+        assert!((0..100).all(|_| login.wrong_tries_to_tell().is_none()));
+        login.wrong.lock().unwrap().0 = None;
+        assert_eq!(login.wrong_tries_to_tell(), Some(101));
     }
 
     #[test]

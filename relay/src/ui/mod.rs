@@ -172,12 +172,16 @@ async fn log_in(State(page): State<Page>, uri: Uri, headers: HeaderMap, body: By
     let password = fields.find(|(name, _)| name == "password").map(|(_, value)| value.into_owned());
     match page.0.login.attempt(&password.unwrap_or_default()).await {
         Ok(Tried::Right(token)) => {
-            let to = if uri.path() == "/ui/login" { "/ui/".into() } else { uri.to_string() };
+            // Without a host, whatever the request line named.
+            let here = uri.path_and_query().map_or("/ui/", |here| here.as_str());
+            let to = if uri.path() == "/ui/login" { "/ui/" } else { here };
             let cookie = set_cookie(&page, &headers, &token, Login::life());
-            ([(header::SET_COOKIE, cookie)], to_page(&to)).into_response()
+            ([(header::SET_COOKIE, cookie)], to_page(to)).into_response()
         }
         Ok(Tried::Wrong) => {
-            tracing::warn!("a wrong password for the page");
+            if let Some(tries) = page.0.login.wrong_tries_to_tell() {
+                tracing::warn!(tries, "wrong passwords for the page");
+            }
             (StatusCode::UNAUTHORIZED, Html(login_page("Wrong password."))).into_response()
         }
         Ok(Tried::TooMany) => {

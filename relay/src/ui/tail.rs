@@ -29,7 +29,8 @@ pub struct Heard {
 #[derive(Default)]
 struct Ring {
     attempts: VecDeque<Attempt>,
-    next: u64,
+    /// The number of the newest.
+    last: u64,
 }
 
 /// One attempt, as the page shows it.
@@ -60,20 +61,10 @@ pub fn happened() {
 
 /// An attempt has ended.
 pub fn attempted(event: &Event, destination: &Arc<str>, attempt: u32, outcome: &Outcome, took: Duration) {
-    let Some(heard) = HEARD.get() else { return };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    heard.push(Attempt {
-        number: 0,
-        at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-        event_id: event.event_id,
-        event_type: event.event_type.clone(),
-        destination: destination.clone(),
-        attempt,
-        outcome: word(outcome),
-        error: outcome.error().map(|error| error.chars().take(ERROR).collect()),
-        took_ms: took.as_secs_f64() * 1000.0,
-    });
-    heard.happened.notify_one();
+    if let Some(heard) = HEARD.get() {
+        heard.attempted(event, destination, attempt, outcome, took);
+        heard.happened.notify_one();
+    }
 }
 
 fn word(outcome: &Outcome) -> &'static str {
@@ -89,14 +80,26 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 impl Heard {
-    fn push(&self, attempt: Attempt) {
+    fn attempted(&self, event: &Event, destination: &Arc<str>, attempt: u32, outcome: &Outcome, took: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let error = outcome.error().map(|error| error.chars().take(ERROR).collect());
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.next += 1;
-        let number = ring.next;
         if ring.attempts.len() == KEPT {
             ring.attempts.pop_front();
         }
-        ring.attempts.push_back(Attempt { number, ..attempt });
+        ring.last += 1;
+        let number = ring.last;
+        ring.attempts.push_back(Attempt {
+            number,
+            at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            event_id: event.event_id,
+            event_type: event.event_type.clone(),
+            destination: destination.clone(),
+            attempt,
+            outcome: word(outcome),
+            error,
+            took_ms: took.as_secs_f64() * 1000.0,
+        });
     }
 
     /// Those after a number, oldest first.
@@ -114,10 +117,11 @@ mod tests {
 
     #[test]
     fn the_last_attempts_are_kept_in_order() {
-        let heard = begin();
+        let heard = Heard::default();
         let outcome = Outcome::Rejected { error: "x".repeat(10_000) };
         for n in 0..KEPT + 10 {
-            attempted(&sample_event(), &"hook".into(), u32::try_from(n).unwrap(), &outcome, Duration::from_millis(2));
+            let attempt = u32::try_from(n).unwrap();
+            heard.attempted(&sample_event(), &"hook".into(), attempt, &outcome, Duration::from_millis(2));
         }
         let all = heard.after(0);
         assert_eq!(all.len(), KEPT);
