@@ -33,6 +33,8 @@ mod outages;
 mod owed;
 mod own_events;
 mod owners;
+mod page;
+mod page_in_browser;
 mod pools;
 mod privileges;
 mod queries;
