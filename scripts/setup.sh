@@ -21,6 +21,9 @@ server || missing+=(postgresql)
 headers || missing+=(postgresql-server-dev-all)
 have /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
 have /usr/sbin/pgbouncer pgbouncer
+command -v chromium >/dev/null || missing+=(chromium)
+command -v chromedriver >/dev/null || missing+=(chromium-driver)
+command -v curl >/dev/null || missing+=(curl)
 libclang || missing+=(libclang-dev clang)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 command -v setpriv >/dev/null || missing+=(util-linux)
@@ -56,6 +59,10 @@ apt update
 # Only the headers of the installed version are needed.
 wanted=()
 for package in "${missing[@]}"; do
+    # Where there is no such package, the tests that need a browser say so.
+    case $package in chromium*)
+        apt-cache show "$package" >/dev/null 2>&1 || { say "there is no package $package here: tests in a browser will fail"; continue; } ;;
+    esac
     [ "$package" = postgresql-server-dev-all ] || { wanted+=("$package"); continue; }
     major=$(apt-cache depends postgresql | sed -n 's/.*Depends: postgresql-\([0-9]\+\)$/\1/p' | head -n 1)
     server && major=$(basename "$(dirname "$(dirname "$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1)")")")

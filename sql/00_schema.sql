@@ -28,6 +28,9 @@
 --   82 timers          what the worker does when a moment has come
 --   84 retention       removing what is old
 --   86 announce        what a notification says
+--   91 recognise       what the columns of an application's own outbox table mean
+--   93 stand in        the view that stands in such a table's place
+--   94 adopt           taking over such a table, and giving it back
 --   88 stats   89 health   90 views   92 relay   95 grants   98 owners   99 start
 
 \echo Use "CREATE EXTENSION pg_outbox" to load this file. \quit

@@ -113,7 +113,7 @@ CREATE INDEX destination_ready ON outbox.destination (ready_at) WHERE ready_at I
 CREATE INDEX destination_since ON outbox.destination (since_token);
 
 -- The patterns of destinations, in a form in which those that an event matches are found without looking at the others: see
--- outbox._wanting().
+-- outbox._wanting(). Not dumped: it follows from the destinations that a restore brings.
 CREATE TABLE outbox.interest (
     destination  text NOT NULL REFERENCES outbox.destination (name) ON DELETE CASCADE,
     like_pattern text NOT NULL,
@@ -231,6 +231,38 @@ CREATE TABLE outbox.contradiction (
 );
 COMMENT ON TABLE outbox.contradiction IS 'contradictions that recovery found; a restore has some until it is complete; see outbox.repair()';
 
+-- Tables of the application's own that outbox.adopt() took over, and the events that came from them or through the views in
+-- their places. One of the keys is set, unless the table has none but the event_id.
+CREATE TABLE outbox.adopted (
+    source        int PRIMARY KEY,
+    relation      text NOT NULL UNIQUE,
+    before        text NOT NULL,
+    status_column text,
+    words         jsonb NOT NULL,
+    triggers      text[] NOT NULL,
+    adopted_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE outbox.adopted IS 'tables that outbox.adopt() took over, with what outbox.release_adopted() needs';
+COMMENT ON COLUMN outbox.adopted.before IS 'the old table''s name now';
+COMMENT ON COLUMN outbox.adopted.words IS 'for each status, the word of that table';
+COMMENT ON COLUMN outbox.adopted.triggers IS 'statements that make the old table''s triggers again';
+
+CREATE TABLE outbox.adopted_event (
+    event      bigint PRIMARY KEY,
+    source     int NOT NULL,
+    added      xid8,
+    key_int    int,
+    key_bigint bigint,
+    key_uuid   uuid,
+    key_text   text
+);
+CREATE UNIQUE INDEX adopted_event_key_int ON outbox.adopted_event (key_int, source) WHERE key_int IS NOT NULL;
+CREATE UNIQUE INDEX adopted_event_key_bigint ON outbox.adopted_event (key_bigint, source) WHERE key_bigint IS NOT NULL;
+CREATE UNIQUE INDEX adopted_event_key_uuid ON outbox.adopted_event (key_uuid, source) WHERE key_uuid IS NOT NULL;
+CREATE UNIQUE INDEX adopted_event_key_text ON outbox.adopted_event (key_text, source) WHERE key_text IS NOT NULL;
+COMMENT ON TABLE outbox.adopted_event IS 'which events belong to a table that was taken over, by its own key';
+COMMENT ON COLUMN outbox.adopted_event.added IS 'the transaction that inserted it, if the table has no status: see outbox._change_statements()';
+
 CREATE TYPE outbox.claimed_event AS (
     id             bigint,
     event_id       uuid,
@@ -261,8 +293,9 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.outbox_events', '');
 SELECT pg_catalog.pg_extension_config_dump(pg_catalog.pg_get_serial_sequence('@extschema@.outbox_events', 'id')::regclass, '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.claim_token_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.destination', '');
-SELECT pg_catalog.pg_extension_config_dump('outbox.interest', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.secret', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.hidden', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.delivery', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.inbox', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.adopted', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.adopted_event', '');

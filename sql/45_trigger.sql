@@ -20,7 +20,7 @@ CREATE TRIGGER after_outbox_truncate AFTER TRUNCATE ON @extschema@.outbox_events
 -- Stands in for a foreign key, whose check would lock the event's row for each parked delivery. A DELETE and a claim don't
 -- wait for each other: the deliveries are removed after the commit, see outbox._catch_up().
 CREATE FUNCTION outbox._note_gone() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 BEGIN
     INSERT INTO outbox.touched (id, ordering_key, claim_token)
@@ -29,6 +29,9 @@ BEGIN
      WHERE g.status <> 'processed' AND (g.listed OR g.claim_token IS NOT NULL OR g.available_at IS NOT NULL);
     IF FOUND THEN
         PERFORM outbox._wake_at(clock_timestamp());
+    END IF;
+    IF EXISTS (SELECT FROM outbox.adopted) THEN
+        DELETE FROM outbox.adopted_event a WHERE a.event = ANY (ARRAY(SELECT g.id FROM gone g));
     END IF;
     RETURN NULL;
 END
@@ -47,6 +50,7 @@ BEGIN
     DELETE FROM outbox.claims;
     DELETE FROM outbox.touched;
     DELETE FROM outbox.postponed;
+    DELETE FROM outbox.adopted_event;
     RETURN NULL;
 END
 $$;
@@ -121,6 +125,20 @@ CREATE TRIGGER before_restored_delivery BEFORE INSERT ON outbox.delivery
 
 CREATE TRIGGER after_restored_delivery AFTER INSERT ON outbox.delivery
     FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();
+
+-- In the same transaction, so that no claim sees a destination that wants nothing.
+CREATE FUNCTION outbox._restore_interest() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM outbox._put_interest(NEW.name);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._restore_interest() IS 'enters the patterns of a destination that comes with a restore';
+
+CREATE TRIGGER put_restored_interest AFTER INSERT ON outbox.destination
+    FOR EACH ROW WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._restore_interest();
 
 CREATE TRIGGER after_restored_destination AFTER INSERT ON outbox.destination
     FOR EACH STATEMENT WHEN (current_user <> 'outbox_owner') EXECUTE FUNCTION outbox._track_change();

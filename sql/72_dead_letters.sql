@@ -180,3 +180,42 @@ END
 $$;
 COMMENT ON FUNCTION outbox.purge_failed(interval, text, text, text, boolean) IS
     'removes dead letters of events created longer ago, and the events that nobody else is owed or gave up; returns the number of events; dry_run: the number alone';
+
+-- Removes one event's dead letters, or the one of a destination; the event too, when nobody else is owed or gave it up.
+CREATE FUNCTION outbox.purge(event_id uuid, destination text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = 0 SET enable_seqscan = off
+    SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_id bigint;
+    v_gone record;
+BEGIN
+    PERFORM outbox._require_destination(purge.destination) WHERE purge.destination IS NOT NULL;
+    -- Locks the row first: the holder of the claim lock must not wait for one.
+    SELECT e.id INTO v_id FROM @extschema@.outbox_events e WHERE e.event_id = purge.event_id FOR UPDATE;
+    PERFORM outbox._lock();
+    -- Checks must not be left to the commit, which is the caller's.
+    IF EXISTS (SELECT FROM pg_constraint c
+                WHERE c.confrelid = '@extschema@.outbox_events'::regclass AND c.contype = 'f' AND c.condeferrable) THEN
+        SET CONSTRAINTS ALL IMMEDIATE;
+    END IF;
+    WITH gone AS (
+        DELETE FROM outbox.delivery d
+         WHERE d.id = v_id AND d.status = 'failed' AND (purge.destination IS NULL OR d.destination = purge.destination)
+        RETURNING d.destination, d.ordering_key
+    )
+    SELECT array_agg(g.destination) AS destinations, array_agg(g.ordering_key) AS keys INTO v_gone FROM gone g;
+    IF v_gone.destinations IS NULL THEN
+        RETURN false;
+    END IF;
+    DELETE FROM @extschema@.outbox_events e
+     WHERE e.id = v_id AND e.listed AND e.claim_token IS NULL
+       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id);
+    PERFORM outbox._refresh(ARRAY[v_id]);
+    PERFORM outbox._promote(v_gone.destinations, v_gone.keys);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION outbox.purge(uuid, text) IS
+    'removes the dead letters of one event, or that of one destination, and the event if nobody else is owed or gave it up';

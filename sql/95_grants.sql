@@ -48,7 +48,7 @@ CREATE FUNCTION outbox.grant_operator(role regrole) RETURNS void
 AS $$
 BEGIN
     PERFORM outbox.grant_monitor(role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.replay, outbox.replay_failed, outbox.purge_failed, outbox.add_rabbitmq, '
+    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.replay, outbox.replay_failed, outbox.purge, outbox.purge_failed, outbox.add_rabbitmq, '
                    'outbox.add_webhook, outbox.alter_destination, outbox.send_test, outbox.pause, outbox.resume, outbox.remove_destination, outbox.rotate_secret, '
                    'outbox.backfill, outbox.event, outbox.repair TO %s', role);
 END

@@ -49,7 +49,7 @@ CREATE FUNCTION outbox._close() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET check_function_bodies = off
 AS $$
 DECLARE
-    v_superusers CONSTANT text := '^outbox\.(grant_.*|_grant_apart|_close|_members|_owner_of)\(';
+    v_superusers CONSTANT text := '^outbox\.(grant_.*|_grant_apart|_close|_members|_owner_of|adopt|release_adopted)\(';
     v record;
     v_object text;
     v_grantee oid;

@@ -79,6 +79,15 @@ pub struct Options {
     /// Key of the client certificate for amqps
     #[arg(long, env = "AMQP_CLIENT_KEY", hide_env_values = true, value_name = "FILE")]
     pub amqp_client_key: Option<PathBuf>,
+    /// Password of the page at /ui/; without one there is no page
+    #[arg(long, env = "OUTBOX_UI_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub ui_password: Option<String>,
+    /// File that holds the same
+    #[arg(long, env = "OUTBOX_UI_PASSWORD_FILE", value_name = "FILE", hide_env_values = true)]
+    pub ui_password_file: Option<PathBuf>,
+    /// Name by which browsers reach the page, besides addresses and localhost; repeat or separate by commas
+    #[arg(long, env = "OUTBOX_UI_HOSTS", hide_env_values = true, value_name = "NAME", value_delimiter = ',')]
+    pub ui_hosts: Option<Vec<String>>,
     /// Name shown in outbox.health() [default: host:pid]
     #[arg(long, env = "OUTBOX_CONSUMER", hide_env_values = true, value_name = "NAME")]
     pub consumer: Option<String>,

@@ -30,6 +30,7 @@ pub struct Config {
     /// How many destinations have metrics of their own.
     pub metrics_destinations: usize,
     pub http_listen: SocketAddr,
+    pub ui: Option<Ui>,
     pub consumer: String,
     pub tuning: Tuning,
     pub grace_period: Duration,
@@ -49,6 +50,13 @@ pub struct Amqp {
     pub ca_cert: Option<PathBuf>,
     pub client_cert: Option<PathBuf>,
     pub client_key: Option<PathBuf>,
+}
+
+/// The page for operators.
+pub struct Ui {
+    pub password: String,
+    /// Names by which it is reached, besides addresses and localhost.
+    pub hosts: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +85,9 @@ struct File {
     amqp_client_cert: Option<PathBuf>,
     amqp_client_key: Option<PathBuf>,
     http_listen: Option<String>,
+    ui_password: Option<String>,
+    ui_password_file: Option<PathBuf>,
+    ui_hosts: Option<Vec<String>>,
     consumer: Option<String>,
     max_in_flight: Option<usize>,
     max_events_in_flight: Option<usize>,
@@ -128,6 +139,12 @@ impl Config {
         let destinations = Patterns::new(&destinations).ok_or_else(|| {
             wrong("destinations must be names of destinations, in which * stands for any run of characters")
         })?;
+        let password = secret("OUTBOX_UI_PASSWORD", &o.ui_password, &o.ui_password_file)?.or(secret(
+            "ui_password",
+            &file.ui_password,
+            &file.ui_password_file,
+        )?);
+        let hosts = ui_hosts(&o.ui_hosts.clone().or(file.ui_hosts).unwrap_or_default())?;
         Ok(Config {
             database,
             amqp,
@@ -145,6 +162,7 @@ impl Config {
             destinations,
             metrics_destinations: o.metrics_destinations.or(file.metrics_destinations).unwrap_or(100),
             http_listen: listen(text(&o.listen.http_listen).or(text(&file.http_listen)))?,
+            ui: password.map(|password| Ui { password, hosts }),
             consumer: consumer(text(&o.consumer).or(text(&file.consumer)))?,
             tuning,
             grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
@@ -277,6 +295,16 @@ fn listen(given: Option<String>) -> Result<SocketAddr> {
     found.ok_or_else(|| {
         wrong("HTTP_LISTEN must be a host of this machine and a port, such as 127.0.0.1:9464 or [::1]:9464")
     })
+}
+
+/// Names alone, as a browser sends them: no scheme, port or path.
+fn ui_hosts(given: &[String]) -> Result<Vec<String>> {
+    let names = given.iter().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect::<Vec<_>>();
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    match names.iter().all(|name| name.chars().all(plain)) {
+        true => Ok(names),
+        false => Err(wrong("ui_hosts must be names of hosts without a port, such as outbox.example.com")),
+    }
 }
 
 fn check_tuning(tuning: &Tuning) -> Result<()> {
@@ -509,6 +537,7 @@ mod tests {
             write("lease = 7\nlease = 'hunter2'"),
             write("postgres://u:hunter2@h/db"),
             write("webhook_allow_networks = 'hunter2'"),
+            write("ui_password = 7\nui_hosts = ['http://hunter2']"),
         ] {
             assert!(!error.contains("hunter2") && !error.contains('\n'), "{error}");
         }

@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::store::{Claimed, Store, Unread, Wanted};
 use crate::timer::sleep_until;
-use crate::trace;
+use crate::{trace, ui};
 
 /// A server may be busy for a while: with a recovery, or with what an operator asked for.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(60);
@@ -255,6 +255,7 @@ impl Dispatcher {
                 // What was given back can be claimed now, by this relay too.
                 self.more |= settlement.exceptions.iter().any(|e| e.outcome == "released");
                 self.metrics.processed(&latencies);
+                ui::happened();
                 settlement.delivered.iter().for_each(|event_id| trace::step("settled", event_id, None));
             }
             Answer::Destinations(which, specs) => {
@@ -382,6 +383,7 @@ impl Dispatcher {
     /// Any notification is only a wake-up, whatever its payload.
     fn notified(&mut self, notification: &Notification) {
         self.metrics.notifications.inc();
+        ui::happened();
         if notification.channel() == "outbox_destinations" {
             self.agenda.destinations_changed(Which::named(notification.payload()));
         } else {

@@ -20,7 +20,7 @@ use crate::metrics::LaneMetrics;
 use crate::pace::Pace;
 use crate::queue::{OrderingKey, Queue};
 use crate::timer::sleep_until;
-use crate::trace;
+use crate::{trace, ui};
 
 /// One delivery to make. It reports its end by being dropped at the latest, so that none can be forgotten.
 pub struct Item {
@@ -290,6 +290,7 @@ async fn attempt(
     item: Item,
 ) -> (u64, OrderingKey, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
+    let began = Instant::now();
     let outcome = match &*target {
         // A fault of the relay's own costs no event anything, and the lane goes on.
         Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt))
@@ -298,6 +299,7 @@ async fn attempt(
             .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
         Err(error) => Outcome::Unable { error: error.clone() },
     };
+    ui::attempted(&item.event, &name, item.attempt, &outcome, began.elapsed());
     (epoch, key, item, outcome)
 }
 

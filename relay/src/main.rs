@@ -10,7 +10,7 @@
 //! - `cli`, `config`, `pattern`, `amqp_url`, `error`: what the user configures
 //! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
-//! - `logging`, `metrics`, `http`, `check`: what an operator looks at
+//! - `logging`, `metrics`, `http`, `check`, `ui`: what an operator looks at
 //! - `backoff`, `timer`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
 
 #![forbid(unsafe_code)]
@@ -50,6 +50,7 @@ mod shutdown;
 mod store;
 mod timer;
 mod trace;
+mod ui;
 mod window;
 mod windows;
 
@@ -129,7 +130,10 @@ async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environ
     let metrics = Metrics::new(config.metrics_destinations).map_err(|error| Error::Server(error.to_string()))?;
     let current = Current::default();
     let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
-    http::serve(config.http_listen, metrics.clone(), current.clone()).await?;
+    let ui = config.ui.as_ref();
+    let pages =
+        ui.map(|ui| ui::pages(ui, config.http_listen.port(), &config.consumer, connector.clone())).transpose()?;
+    http::serve(config.http_listen, metrics.clone(), current.clone(), pages).await?;
     let grace = config.grace_period;
     let sessions = Sessions { config, connector, environment, metrics, current, shutdown: shutdown.clone() };
     let expired = async {

@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::postgres::{Connector, Pair};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
+use crate::ui;
 
 /// Until a session listens and is attached; beyond that something stands in the way that may be gone at the next try.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,6 +41,7 @@ impl Current {
 
     fn set(&self, store: std::result::Result<Arc<Store>, String>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = store;
+        ui::happened();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests against real servers: one file a subject.
 
 mod addresses;
+mod adopt;
 mod answers;
 mod attackers;
 mod broker_side;
@@ -32,6 +33,8 @@ mod outages;
 mod owed;
 mod own_events;
 mod owners;
+mod page;
+mod page_in_browser;
 mod pools;
 mod privileges;
 mod queries;

@@ -153,3 +153,19 @@ async fn what_a_dump_did_not_hold_can_be_repaired() -> Result<()> {
     assert_eq!(claim(&session, "10").await?.0, ids);
     Ok(())
 }
+
+/// A claim that saw it without its patterns would take its events for unrouted.
+#[tokio::test]
+async fn a_destination_that_a_restore_brings_is_never_seen_without_its_patterns() -> Result<()> {
+    let World { session, .. } = World::new().await?;
+    session
+        .batch_execute(
+            "BEGIN;
+             INSERT INTO outbox.destination (name, kind, event_types, exchange, routing_key, broker, since_token)
+             VALUES ('a', 'rabbitmq', '{b.*,c}', 'x', 'y', 'default', 1)",
+        )
+        .await?;
+    let patterns = "SELECT string_agg(like_pattern, ' ' ORDER BY like_pattern) FROM outbox.interest";
+    assert_eq!(session.one::<Option<String>>(patterns).await?.as_deref(), Some("b.% c"));
+    Ok(session.batch_execute("COMMIT").await?)
+}

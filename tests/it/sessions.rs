@@ -114,8 +114,8 @@ async fn what_a_relay_gave_up_does_not_go_on_in_the_server() -> Result<()> {
     let held = operator.transaction().await?;
     held.batch_execute("LOCK TABLE outbox.claim_lock IN ACCESS EXCLUSIVE MODE").await?;
     stage.session.batch_execute("SELECT outbox.publish('a', '{}')").await?;
-    let waiting = "FROM pg_stat_activity WHERE application_name = 'outbox-relay' AND datname = current_database()
-                     AND wait_event_type = 'Lock' AND query LIKE '%outbox.claim(%'";
+    let waiting = r"FROM pg_stat_activity WHERE application_name = 'outbox-relay' AND datname = current_database()
+                     AND wait_event_type = 'Lock' AND query LIKE '%outbox.claim\_for(%'";
     stage.session.until(&format!("SELECT count(*) = 1 {waiting}"), LONG).await?;
     let pid: i32 = stage.session.one(&format!("SELECT pid {waiting}")).await?;
     // The other session is lost, and with it the work of both.

@@ -66,6 +66,8 @@ fn a_url_in_the_wrong_option_is_not_shown() -> Result<()> {
         ("--amqp-url", "AMQP_URL"),
         ("--amqp-url-file", "AMQP_URL_FILE"),
         ("--http-listen", "HTTP_LISTEN"),
+        ("--ui-password-file", "OUTBOX_UI_PASSWORD_FILE"),
+        ("--ui-hosts", "OUTBOX_UI_HOSTS"),
         ("--consumer", "OUTBOX_CONSUMER"),
         ("--max-in-flight", "OUTBOX_MAX_IN_FLIGHT"),
         ("--lease", "OUTBOX_LEASE"),

@@ -5,6 +5,7 @@
 //! - [`receiver`]: an HTTP server for webhooks; [`front`]: what may stand before it, TLS or a proxy; [`reference`]: who
 //!   verifies signatures and reads CloudEvents
 //! - [`relay`]: the relay's binary; [`trace`]: what it logs of each event; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
+//! - [`browser`]: one that shows its page
 //! - [`tls`]: a certificate authority
 //! - [`world`]: what nearly every test begins with
 //! - [`wait`]: for conditions
@@ -12,10 +13,12 @@
 //! - [`process`], [`scratch`], [`postgres`], [`rabbit`]: accounts, directories, ports and how the servers are started
 
 pub mod broker;
+pub mod browser;
 pub mod cluster;
 pub mod detached;
 pub mod front;
 pub mod http;
+pub mod orm;
 pub mod pool;
 pub mod postgres;
 pub mod process;

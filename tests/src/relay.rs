@@ -84,6 +84,10 @@ impl Relay {
         self.process.signal(signal);
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn pid(&self) -> i32 {
         self.process.pid()
     }

@@ -12,7 +12,7 @@ mod socket;
 mod tls;
 mod tls_settings;
 
-pub use connect::{Cancel, Connector, Driver};
+pub use connect::{Cancel, Connected, Connector, Driver};
 pub use conninfo::ConnInfo;
 pub use libpq::{Variables, says_where};
 pub use pair::{POOLED, Pair};

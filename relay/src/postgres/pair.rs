@@ -77,6 +77,17 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// One session by itself, for questions that have nothing to do with delivery. Statements that take longer than the
+    /// limit are cancelled.
+    pub async fn one(connector: &Connector, limit: Duration) -> Result<Connected> {
+        let one = connector.connect(None).await?;
+        pin(&one.client, "UTF8", limit).await?;
+        one.client.batch_execute(&format!("SET statement_timeout = {}", limit.as_millis())).await?;
+        Ok(one)
+    }
+}
+
 fn second(error: Error) -> Error {
     Error::Server(format!("no second session, and a relay needs two at once: {error}"))
 }
