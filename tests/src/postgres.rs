@@ -155,7 +155,7 @@ pub fn default_settings(durable: bool) -> Result<Vec<(String, String)>> {
         ("max_prepared_transactions", "10"),
         ("max_connections", "300"),
         // One for each test's database on the server that they share.
-        ("max_worker_processes", "250"),
+        ("max_worker_processes", "700"),
         ("wal_level", "replica"),
         ("log_min_messages", "info"),
         ("log_line_prefix", "%m [%p] %b %d "),
