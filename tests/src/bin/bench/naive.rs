@@ -34,6 +34,9 @@ pub struct Naive {
 impl Naive {
     pub async fn start(stage: &Stage) -> Result<Self> {
         stage.create_like(TABLE).await?;
+        // It knows no claims.
+        let free = format!("ALTER TABLE {TABLE} DROP CONSTRAINT outbox_events_processing_is_claimed");
+        stage.session.batch_execute(&free).await?;
         stage.session.batch_execute(TRIGGER).await?;
         let session = stage.cluster.connect(&stage.database).await?;
         session.batch_execute("LISTEN naive_events").await?;
