@@ -5,17 +5,23 @@
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.
 -- A pattern that is * alone leaves out what pg_outbox itself says of destinations.
+CREATE FUNCTION outbox._matches(event_type text, like_pattern text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT $1 LIKE $2 AND ($2 <> '%' OR $1 NOT LIKE 'outbox.%')
+$$;
+COMMENT ON FUNCTION outbox._matches(text, text) IS 'whether a pattern of a destination matches the type';
+
+-- No settings of its own, so that the planner can merge it into the query that uses it.
 CREATE FUNCTION outbox._wanting(event_type text, tenant_id text) RETURNS SETOF outbox.destination
     LANGUAGE sql STABLE ROWS 2
 AS $$
     SELECT d.*
       FROM (SELECT i.destination FROM outbox.interest i
-             WHERE i.tenant_id = $2 AND i.head = ANY (outbox._heads($1)) AND $1 LIKE i.like_pattern
-               AND (i.like_pattern <> '%' OR $1 NOT LIKE 'outbox.%')
+             WHERE i.tenant_id = $2 AND i.head = ANY (outbox._heads($1)) AND outbox._matches($1, i.like_pattern)
             UNION
             SELECT i.destination FROM outbox.interest i
-             WHERE i.tenant_id IS NULL AND i.head = ANY (outbox._heads($1)) AND $1 LIKE i.like_pattern
-               AND (i.like_pattern <> '%' OR $1 NOT LIKE 'outbox.%')) w
+             WHERE i.tenant_id IS NULL AND i.head = ANY (outbox._heads($1)) AND outbox._matches($1, i.like_pattern)) w
      CROSS JOIN LATERAL (SELECT * FROM outbox.destination x WHERE x.name = w.destination OFFSET 0) d
 $$;
 COMMENT ON FUNCTION outbox._wanting(text, text) IS 'the destinations that want events of this type and tenant, filters apart';
@@ -44,7 +50,7 @@ AS $$
     SELECT $1 = ''
         OR EXISTS (SELECT FROM outbox.interest i
                     CROSS JOIN LATERAL (SELECT x.filter FROM outbox.destination x WHERE x.name = i.destination OFFSET 0) d
-                    WHERE i.destination = $1 AND $3 LIKE i.like_pattern AND (i.like_pattern <> '%' OR $3 NOT LIKE 'outbox.%')
+                    WHERE i.destination = $1 AND outbox._matches($3, i.like_pattern)
                       AND (i.tenant_id IS NULL OR i.tenant_id = $4)
                       AND CASE WHEN d.filter IS NULL THEN true ELSE outbox._passes(d.filter, $2) END)
 $$;

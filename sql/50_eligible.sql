@@ -35,11 +35,17 @@ CREATE TYPE outbox.claim_scope AS (
 );
 COMMENT ON TYPE outbox.claim_scope IS 'the destinations that a consumer serves; internal';
 
--- Objects, because finding a name among thousands must not look at all of them.
+-- Objects, because finding a name among thousands must not look at all of them. In PL/pgSQL: an SQL function with a query
+-- in it is planned anew by each claim.
 CREATE FUNCTION outbox._names(names text[]) RETURNS jsonb
-    LANGUAGE sql IMMUTABLE
-RETURN CASE WHEN names IS NOT NULL
-            THEN (SELECT coalesce(jsonb_object_agg(n, true), '{}') FROM unnest(names) AS n WHERE n IS NOT NULL) END;
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN CASE WHEN names IS NULL THEN NULL
+                WHEN names = '{}' THEN '{}'
+                ELSE (SELECT coalesce(jsonb_object_agg(n, true), '{}') FROM unnest(names) AS n WHERE n IS NOT NULL) END;
+END
+$$;
 COMMENT ON FUNCTION outbox._names(text[]) IS 'an object with these names';
 
 -- No settings of its own, so that the planner can merge it into the query that uses it.

@@ -18,7 +18,7 @@ CREATE FUNCTION outbox._claim_fresh(
     token bigint, scope outbox.claim_scope, low_water bigint, high_water bigint, max_events int, decide bigint,
     window_size bigint, unrouted_left boolean, passed jsonb, most bigint,
     OUT ids bigint[], OUT held text[], OUT seen bigint, OUT "full" boolean, OUT behind bigint, OUT stuck bigint,
-    OUT unrouted bigint, OUT owed bigint, OUT unserved text[])
+    OUT unrouted bigint, OUT owed bigint, OUT parked boolean, OUT unserved text[])
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
@@ -109,7 +109,8 @@ BEGIN
       INTO ids, held, seen, unrouted, v_elsewhere, owed, "full", behind, stuck, unserved,
            v_ids, v_keys, v_parked, v_behind
       FROM moved m;
-    IF v_ids IS NOT NULL THEN
+    parked := v_ids IS NOT NULL;
+    IF parked THEN
         INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT p.id, u.name, p.key, 'pending',
                CASE WHEN p.key IS NULL OR (NOT u.behind AND row_number() OVER (PARTITION BY u.name, p.key ORDER BY p.id) = 1)

@@ -10,6 +10,7 @@ CREATE TYPE outbox.claim_state AS (
     high_water       bigint,    -- no claimed event is above, when this claim began
     room             int,       -- so many more events may be handed out
     owed             bigint,    -- deliveries of the fresh events that were looked at
+    parked           boolean,   -- some of them were parked: one may be the probe of a circuit that is half open
     ids              bigint[],  -- events that were taken whole ...
     held             text[],    -- ... and for which destinations, each an array as text
     due_ids          bigint[],  -- deliveries that were taken one by one ...
@@ -82,6 +83,7 @@ BEGIN
     END IF;
     c.room := max_events;
     c.owed := 0;
+    c.parked := false;
     c.ids := '{}';
     c.held := '{}';
     c.due_ids := '{}';
@@ -126,6 +128,7 @@ BEGIN
           FROM outbox._claim_fresh(c.token, c.scope, c.low_water, c.high_water, v_asked, v_decided, v_decided + v_beyond,
                                    c.unrouted_left, v_passed, v_most - c.owed);
         c.owed := c.owed + f.owed;
+        c.parked := c.parked OR f.parked;
         c.exhausted := NOT c.serve OR (v_passed IS NULL AND NOT f."full");
         c.ids := c.ids || f.ids;
         c.held := c.held || f.held;
@@ -185,8 +188,12 @@ $$;
 COMMENT ON FUNCTION outbox._take_due(outbox.claim_state) IS 'takes due deliveries; part of outbox.claim';
 
 CREATE FUNCTION outbox._new_high_water(c outbox.claim_state) RETURNS bigint
-    LANGUAGE sql IMMUTABLE
-RETURN greatest(c.high_water, (SELECT max(i) FROM unnest(c.ids) AS i));
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN greatest(c.high_water, (SELECT max(i) FROM unnest(c.ids) AS i));
+END
+$$;
 COMMENT ON FUNCTION outbox._new_high_water(outbox.claim_state) IS 'no claimed event is above, with those that were taken';
 
 -- Ends a claim: announces what is left and enters what was taken. Returns how many whole events and single deliveries it
@@ -241,8 +248,7 @@ BEGIN
     c.unrouted_left := v_left;
     v_due := outbox._is_due(scope);
     c := outbox._take_fresh(c, CASE WHEN v_due THEN greatest(max_events / 2, (random() < 0.5)::int) ELSE 0 END);
-    -- A half-open circuit may have its probe in what was just parked.
-    IF c.room > 0 AND (v_due OR outbox._is_due(scope)) THEN
+    IF c.room > 0 AND (v_due OR (c.parked AND outbox._is_due(scope))) THEN
         FOR i IN 1..v_rounds LOOP
             c := outbox._take_due(c);
             EXIT WHEN NOT c.more OR c.room <= 0;
@@ -267,6 +273,18 @@ END
 $$;
 COMMENT ON FUNCTION outbox._claim(int, outbox.claim_scope, interval) IS 'what outbox.claim and outbox.claim_refs share';
 
+-- No settings of its own, so that the planner can merge it into the query that uses it.
+CREATE FUNCTION outbox._handed_out(ids bigint[], held text[], token bigint) RETURNS SETOF outbox.claimed_event
+    LANGUAGE sql STABLE ROWS 100
+AS $$
+    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
+           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), $3
+      FROM unnest($1, $2) AS h (id, held)
+     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
+     ORDER BY e.id
+$$;
+COMMENT ON FUNCTION outbox._handed_out(bigint[], text[], bigint) IS 'what a claim hands out, oldest first';
+
 CREATE FUNCTION outbox.claim(
     max_events int DEFAULT 100, destinations text[] DEFAULT NULL, lease interval DEFAULT '1 minute')
     RETURNS SETOF outbox.claimed_event
@@ -281,12 +299,7 @@ DECLARE
 BEGIN
     SELECT * INTO v_claim
       FROM outbox._claim(claim.max_events, ROW(outbox._names(claim.destinations), NULL, NULL, NULL)::outbox.claim_scope, claim.lease);
-    RETURN QUERY
-    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
-           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
-      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
-     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
-     ORDER BY e.id;
+    RETURN QUERY SELECT * FROM outbox._handed_out(v_claim.ids, v_claim.held, v_claim.token);
 END
 $$;
 COMMENT ON FUNCTION outbox.claim(int, text[], interval) IS
@@ -308,11 +321,8 @@ DECLARE
 BEGIN
     SELECT * INTO v_claim
       FROM outbox._claim(claim_refs.max_events, ROW(outbox._names(claim_refs.destinations), NULL, NULL, NULL)::outbox.claim_scope, claim_refs.lease);
-    RETURN QUERY
-    SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
-      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
-     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
-     ORDER BY e.id;
+    RETURN QUERY SELECT h.id, h.event_id, h.retry_count, h.destinations, h.claim_token
+                   FROM outbox._handed_out(v_claim.ids, v_claim.held, v_claim.token) h;
 END
 $$;
 COMMENT ON FUNCTION outbox.claim_refs(int, text[], interval) IS
@@ -320,8 +330,12 @@ COMMENT ON FUNCTION outbox.claim_refs(int, text[], interval) IS
 
 -- The relay says what it does not ask for, rather than naming thousands of destinations in each claim.
 CREATE FUNCTION outbox._scope(passed text[], patterns text[], brokers text[], only_names text[]) RETURNS outbox.claim_scope
-    LANGUAGE sql IMMUTABLE
-RETURN ROW(outbox._names(only_names), outbox._names(passed), patterns, coalesce(brokers, '{}'))::outbox.claim_scope;
+    LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN ROW(outbox._names(only_names), outbox._names(passed), patterns, coalesce(brokers, '{}'))::outbox.claim_scope;
+END
+$$;
 COMMENT ON FUNCTION outbox._scope(text[], text[], text[], text[]) IS 'what a relay serves';
 
 CREATE FUNCTION outbox.claim_for(
@@ -339,12 +353,7 @@ DECLARE
 BEGIN
     SELECT * INTO v_claim
       FROM outbox._claim(claim_for.max_events, outbox._scope(claim_for.passed, claim_for.patterns, claim_for.brokers, claim_for.only_names), claim_for.lease);
-    RETURN QUERY
-    SELECT e.id, e.event_id, e.event_type, e.event_version, e.aggregate_type, e.aggregate_id, e.tenant_id,
-           e.event_data, e.metadata, e.created_at, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
-      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
-     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
-     ORDER BY e.id;
+    RETURN QUERY SELECT * FROM outbox._handed_out(v_claim.ids, v_claim.held, v_claim.token);
 END
 $$;
 COMMENT ON FUNCTION outbox.claim_for(int, interval, text[], text[], text[], text[]) IS
@@ -365,11 +374,8 @@ DECLARE
 BEGIN
     SELECT * INTO v_claim
       FROM outbox._claim(claim_refs_for.max_events, outbox._scope(claim_refs_for.passed, claim_refs_for.patterns, claim_refs_for.brokers, claim_refs_for.only_names), claim_refs_for.lease);
-    RETURN QUERY
-    SELECT e.id, e.event_id, e.retry_count, array_remove(h.held::text[], ''), v_claim.token
-      FROM unnest(v_claim.ids, v_claim.held) AS h (id, held)
-     CROSS JOIN LATERAL (SELECT x.* FROM @extschema@.outbox_events x WHERE x.id = h.id OFFSET 0) e
-     ORDER BY e.id;
+    RETURN QUERY SELECT h.id, h.event_id, h.retry_count, h.destinations, h.claim_token
+                   FROM outbox._handed_out(v_claim.ids, v_claim.held, v_claim.token) h;
 END
 $$;
 COMMENT ON FUNCTION outbox.claim_refs_for(int, interval, text[], text[], text[], text[]) IS

@@ -10,22 +10,16 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_like CONSTANT text := outbox._like_pattern(coalesce(v_event_types, '*'));
-    v_found record;
+    v_since_token CONSTANT bigint := (SELECT d.since_token FROM outbox.destination d WHERE d.name = v_destination);
 BEGIN
-    SELECT d.tenant_id, d.filter, d.since_token,
-           ARRAY(SELECT i.like_pattern FROM outbox.interest i WHERE i.destination = d.name) AS patterns,
-           ARRAY(SELECT i.like_pattern FROM outbox.interest i WHERE i.destination = d.name AND i.like_pattern <> '%') AS named
-      INTO v_found FROM outbox.destination d WHERE d.name = v_destination;
     RETURN ARRAY(
         SELECT e.id FROM @extschema@.outbox_events e
-         WHERE (e.status IN ('processed', 'failed') OR e.listed OR e.claim_token < v_found.since_token)
-           AND (e.claim_token IS NULL OR e.claim_token < v_found.since_token)
+         WHERE (e.status IN ('processed', 'failed') OR e.listed OR e.claim_token < v_since_token)
+           AND (e.claim_token IS NULL OR e.claim_token < v_since_token)
            AND e.event_type LIKE v_like
-           AND e.event_type LIKE ANY (CASE WHEN e.event_type LIKE 'outbox.%' THEN v_found.named ELSE v_found.patterns END)
-           AND (v_found.tenant_id IS NULL OR e.tenant_id = v_found.tenant_id)
            AND (v_since IS NULL OR e.created_at >= v_since) AND (v_until IS NULL OR e.created_at < v_until)
            AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = e.id AND d.destination = v_destination)
-           AND CASE WHEN v_found.filter IS NULL THEN true ELSE outbox._passes(v_found.filter, e.id) END
+           AND outbox._wants(v_destination, e.id, e.event_type, e.tenant_id)
          ORDER BY e.id LIMIT v_max_events);
 END
 $$;
