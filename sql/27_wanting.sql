@@ -145,22 +145,13 @@ CREATE FUNCTION outbox._find_due(v_destinations text[]) RETURNS void
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
-DECLARE
-    v_ready timestamptz;
 BEGIN
-    WITH moved AS (
-        UPDATE outbox.destination d SET next_due = f.at
-          FROM (SELECT n.name, (SELECT x.next_attempt_at FROM outbox.delivery x
-                                 WHERE x.destination = n.name AND x.status = 'pending' AND x.next_attempt_at IS NOT NULL
-                                 ORDER BY x.next_attempt_at LIMIT 1) AS at
-                  FROM (SELECT DISTINCT unnest(v_destinations) AS name) n) f
-         WHERE d.name = f.name AND d.next_due IS DISTINCT FROM f.at
-        RETURNING d.ready_at
-    )
-    SELECT min(m.ready_at) INTO v_ready FROM moved m WHERE m.ready_at > now();
-    -- The worker passed it over as long as the destination seemed to have something due. now(): a claim has seen what was due
-    -- when its transaction began, and not all that has become due since.
-    PERFORM outbox._wake_at(v_ready) WHERE v_ready IS NOT NULL;
+    UPDATE outbox.destination d SET next_due = f.at
+      FROM (SELECT n.name, (SELECT x.next_attempt_at FROM outbox.delivery x
+                             WHERE x.destination = n.name AND x.status = 'pending' AND x.next_attempt_at IS NOT NULL
+                             ORDER BY x.next_attempt_at LIMIT 1) AS at
+              FROM (SELECT DISTINCT unnest(v_destinations) AS name) n) f
+     WHERE d.name = f.name AND d.next_due IS DISTINCT FROM f.at;
 END
 $$;
 COMMENT ON FUNCTION outbox._find_due(text[]) IS 'finds anew when the next delivery of each destination is due';

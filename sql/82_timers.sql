@@ -8,6 +8,13 @@ AS $$
 BEGIN
     RETURN least(
         (SELECT d.ready_at FROM outbox.destination d WHERE d.ready_at > now() ORDER BY d.ready_at LIMIT 1),
+        -- Where something is due already, more may be due later.
+        (SELECT min(x.next_attempt_at)
+           FROM outbox.destination t
+          CROSS JOIN LATERAL (SELECT d.next_attempt_at FROM outbox.delivery d
+                               WHERE d.destination = t.name AND d.status = 'pending' AND d.next_attempt_at > now()
+                               ORDER BY d.next_attempt_at LIMIT 1) x
+          WHERE t.ready_at <= now()),
         (SELECT d.next_attempt_at FROM outbox.delivery d
           WHERE d.destination = '' AND d.status = 'pending' AND d.next_attempt_at > now() ORDER BY d.next_attempt_at LIMIT 1),
         (SELECT e.available_at FROM @extschema@.outbox_events e
