@@ -38,7 +38,7 @@ COMMENT ON FUNCTION outbox._heads(text) IS 'what patterns that match the type ma
 
 -- A filter is evaluated on event_data, with the event's other fields as variables.
 CREATE FUNCTION outbox._check_filter(filter jsonpath) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_known CONSTANT text[] := ARRAY['metadata', 'event_type', 'aggregate_type', 'aggregate_id', 'tenant_id'];
@@ -64,7 +64,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_filter(jsonpath) IS 'an error for a filter with an unknown variable';
 
 CREATE FUNCTION outbox._check_tenant(tenant_id text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
     IF tenant_id = '' OR octet_length(tenant_id) > 1000 THEN
@@ -126,7 +126,7 @@ COMMENT ON FUNCTION outbox._is_given_up(text, jsonb, timestamptz) IS
     'owed for longer than settings.give_up_after (webhooks 3 days, all else for ever): the next failure is the last';
 
 CREATE FUNCTION outbox._check_patterns(event_types text[]) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
     IF coalesce(cardinality(event_types), 0) = 0 OR array_position(event_types, NULL) IS NOT NULL
@@ -141,7 +141,7 @@ COMMENT ON FUNCTION outbox._check_patterns(text[]) IS 'an error unless the patte
 
 -- A name is a token of RFC 9110; a value is visible ASCII with spaces and tabs. Errors show no value.
 CREATE FUNCTION outbox._check_headers(headers jsonb) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_reserved CONSTANT text := '^(host|content-length|content-type|transfer-encoding|connection|webhook-.*)$';
@@ -174,7 +174,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_headers(jsonb) IS 'an error for a header that a webhook request can''t carry';
 
 CREATE FUNCTION outbox._check_duration(settings jsonb, key text, shortest interval, longest interval) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_type text := jsonb_typeof(settings -> key);
@@ -197,7 +197,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_duration(jsonb, text, interval, interval) IS 'an error for a duration that nothing can be timed with';
 
 CREATE FUNCTION outbox._check_durations(settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     PERFORM outbox._check_duration(settings, k, interval '1 millisecond', interval '1 day')
@@ -233,7 +233,7 @@ COMMENT ON FUNCTION outbox._is_uri_reference(text) IS 'whether the text is a URI
 
 -- What goes out of an event, and how it is written.
 CREATE FUNCTION outbox._check_message(kind text, settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_formats CONSTANT text[] := CASE kind WHEN 'webhook' THEN '{standard,data,cloudevents,cloudevents-binary}'
@@ -263,7 +263,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_message(text, jsonb) IS 'an error for settings by which no event can be written';
 
 CREATE FUNCTION outbox._check_signature(settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_reserved CONSTANT text := '^(host|content-length|content-type|transfer-encoding|connection|webhook-(id|timestamp))$';
@@ -289,7 +289,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_signature(jsonb) IS 'an error for settings by which no webhook can be signed';
 
 CREATE FUNCTION outbox._check_rabbitmq_settings(settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     IF coalesce(settings ->> 'declare', 'exchange') NOT IN ('none', 'exchange', 'queue') THEN
@@ -321,7 +321,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_rabbitmq_settings(jsonb) IS 'an error for a setting that no RabbitMQ destination can have';
 
 CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
@@ -369,7 +369,7 @@ RETURN regexp_replace(template, '\{[^{}]*\}', '', 'g');
 COMMENT ON FUNCTION outbox._fixed_text(text) IS 'what a template yields for an event that has nothing';
 
 CREATE FUNCTION outbox._check_template(template text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
     IF regexp_replace(template, '\{(event_type|aggregate_type|aggregate_id|tenant_id|metadata\.[^{}]+)\}', '', 'g') ~ '[{}]' THEN
@@ -383,7 +383,7 @@ COMMENT ON FUNCTION outbox._check_template(text) IS 'an error for an unknown pla
 
 -- One to four numbers, decimal, octal or hexadecimal; the last fills what the others leave.
 CREATE FUNCTION outbox._is_ipv4(parts text[]) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_value numeric;
@@ -408,7 +408,7 @@ COMMENT ON FUNCTION outbox._is_ipv4(text[]) IS 'whether these numbers are an IPv
 -- A name, or an address in a form that a client of HTTP knows.
 -- Source: URL Living Standard (WHATWG), host parsing: what ends in a number is an IPv4 address.
 CREATE FUNCTION outbox._is_host(host text) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_labels text[] := string_to_array(rtrim(host, '.'), '.');
@@ -430,7 +430,7 @@ COMMENT ON FUNCTION outbox._is_host(text) IS 'whether a client of HTTP can look 
 
 -- The addresses behind the name are the relay's to judge, at the moment it connects.
 CREATE FUNCTION outbox._check_url(url text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_parts text[] := regexp_match(url, '^https?://(\[[0-9a-f:.]+\]|[^][/?#@:\s\\]+)(?::([0-9]{1,5}))?(?:[/?#]\S*)?$', 'i');
@@ -447,7 +447,7 @@ COMMENT ON FUNCTION outbox._check_url(text) IS 'an error unless the URL has the 
 
 -- A proxy's address is the relay's to judge, like that of a webhook.
 CREATE FUNCTION outbox._check_proxy(settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_parts text[] := regexp_match(settings ->> 'proxy',
@@ -468,7 +468,7 @@ COMMENT ON FUNCTION outbox._check_proxy(jsonb) IS 'an error for a proxy that no 
 
 -- Source: RFC 7468. What else the text holds is left to whoever reads it.
 CREATE FUNCTION outbox._pem_blocks(pem text, labels text[]) RETURNS int
-    LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
     v_found int := 0;
@@ -496,7 +496,7 @@ $$;
 COMMENT ON FUNCTION outbox._pem_blocks(text, text[]) IS 'how many blocks with these labels a text in PEM holds; null: one is malformed';
 
 CREATE FUNCTION outbox._check_tls(settings jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_key text;
@@ -545,7 +545,7 @@ RETURN CASE outbox._signature(settings)
 COMMENT ON FUNCTION outbox._new_secret(jsonb) IS 'a signing secret, or a private key, for these settings; null: they need none';
 
 CREATE FUNCTION outbox._key_in(secret text, prefix text) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE STRICT
 AS $$
 DECLARE
     v_text CONSTANT text := substr(secret, length(prefix) + 1);
@@ -578,7 +578,7 @@ RETURN CASE outbox._signature(settings)
 COMMENT ON FUNCTION outbox._is_secret(text, jsonb) IS 'whether a webhook with these settings can be signed with this';
 
 CREATE FUNCTION outbox._check_secret(secret text, settings jsonb) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
     IF secret IS NULL OR outbox._is_secret(secret, settings) THEN

@@ -37,7 +37,7 @@ COMMENT ON FUNCTION outbox._ordering_key(text, text) IS 'what orders events: tho
 -- Another transaction can still lock the row before this one changes it: lock_timeout ends that wait, see outbox._lock().
 CREATE FUNCTION outbox._locked(v_ids bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -100,7 +100,7 @@ COMMENT ON FUNCTION outbox._ahead(text, bigint, bigint, boolean) IS 'the deliver
 -- The first event of each key that waits for nothing but those ahead becomes due, when there are none.
 CREATE FUNCTION outbox._promote(v_destinations text[], v_keys bigint[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -127,7 +127,7 @@ COMMENT ON FUNCTION outbox._promote(text[], bigint[]) IS 'makes the next event o
 -- Hops from destination to destination in the index: a key may have many deliveries.
 CREATE FUNCTION outbox._promote_keys(v_keys bigint[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -150,7 +150,7 @@ $$;
 COMMENT ON FUNCTION outbox._promote_keys(bigint[]) IS 'makes the next event of each key due, at each destination';
 
 CREATE FUNCTION outbox._promote_all(v_destination text) RETURNS void
-    LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql VOLATILE
 AS $$
     SELECT outbox._promote(array_agg(v_destination), array_agg(k.ordering_key))
       FROM (SELECT DISTINCT d.ordering_key FROM outbox.delivery d

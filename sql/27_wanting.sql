@@ -28,7 +28,7 @@ COMMENT ON FUNCTION outbox._wanting(text, text) IS 'the destinations that want e
 
 -- An error is "no": no event may hold up others, whatever it holds.
 CREATE FUNCTION outbox._passes(v_filter jsonpath, v_id bigint) RETURNS boolean
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET timezone = 'UTC'
+    LANGUAGE plpgsql STABLE SET enable_seqscan = off SET timezone = 'UTC'
 AS $$
 BEGIN
     RETURN (SELECT coalesce(jsonb_path_query_first_tz(e.event_data, v_filter,
@@ -58,7 +58,7 @@ COMMENT ON FUNCTION outbox._wants(text, bigint, text, text) IS
     'whether one destination wants the event; '''' stands for a consumer while there is no destination';
 
 CREATE FUNCTION outbox._put_interest(name text) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 BEGIN
     DELETE FROM outbox.interest i WHERE i.destination = _put_interest.name;
@@ -74,7 +74,7 @@ COMMENT ON FUNCTION outbox._put_interest(text) IS 'enters a destination''s patte
 CREATE FUNCTION outbox._routes(v_ids bigint[])
     RETURNS TABLE (id bigint, ordering_key bigint, destination text, since_token bigint)
     LANGUAGE plpgsql STABLE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -102,7 +102,7 @@ $$;
 COMMENT ON FUNCTION outbox._routes(bigint[]) IS 'each of these events with each destination that wants it';
 
 CREATE FUNCTION outbox._routes_or_nobody(v_ids bigint[]) RETURNS TABLE (id bigint, ordering_key bigint, destination text)
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql STABLE SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -141,7 +141,7 @@ CREATE TRIGGER note_due_update AFTER UPDATE ON outbox.delivery
 
 CREATE FUNCTION outbox._find_due(v_destinations text[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column

@@ -32,7 +32,7 @@ $$;
 COMMENT ON FUNCTION outbox._let_go(bigint[]) IS 'takes one event or delivery off the books for each token';
 
 CREATE FUNCTION outbox._rest(v_id bigint) RETURNS text
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN (
@@ -48,7 +48,7 @@ COMMENT ON FUNCTION outbox._rest(bigint) IS 'the status that follows from an eve
 -- A listed event's status follows from its deliveries. If the application has locked the row, the status waits.
 CREATE FUNCTION outbox._refresh(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -76,7 +76,7 @@ $$;
 COMMENT ON FUNCTION outbox._refresh(bigint[]) IS 'sets the status of listed events from their deliveries';
 
 CREATE FUNCTION outbox._refresh_all() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+    LANGUAGE plpgsql SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     PERFORM outbox._refresh(ARRAY(
@@ -92,7 +92,7 @@ COMMENT ON FUNCTION outbox._refresh_all() IS 'sets the status of all events that
 -- Turns events that are claimed whole into rows of outbox.delivery, one for each destination that the claim holds.
 CREATE FUNCTION outbox._list(v_ids bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -150,7 +150,7 @@ COMMENT ON FUNCTION outbox._list(bigint[]) IS 'lists what claims hold of these e
 -- Lists what claims hold of these events and of later ones with the same ordering keys, once for all that a settlement
 -- reports: an event that is not delivered takes back those behind it.
 CREATE FUNCTION outbox._list_keys(v_tokens bigint[], v_ids bigint[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off
+    LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off
     SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
@@ -174,7 +174,7 @@ COMMENT ON FUNCTION outbox._list_keys(bigint[], bigint[]) IS 'lists what claims 
 
 CREATE FUNCTION outbox._list_in_flight() RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
+    SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     PERFORM outbox._list(ARRAY(SELECT i.id FROM outbox.claims c CROSS JOIN LATERAL unnest(c.ids) AS i (id)));
@@ -184,7 +184,7 @@ COMMENT ON FUNCTION outbox._list_in_flight() IS 'lists what all claims hold, bef
 
 -- After deliveries ended or were given back: updates their claims, those that waited for them, and their events.
 CREATE FUNCTION outbox._left_claim(v_ids bigint[], v_destinations text[], v_keys bigint[], v_tokens bigint[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM outbox._let_go(v_tokens);
@@ -197,7 +197,7 @@ COMMENT ON FUNCTION outbox._left_claim(bigint[], text[], bigint[], bigint[]) IS 
 -- After a delivery failed, takes back the later ones with its ordering key that the same claim holds: they must not be
 -- delivered before it. No other claim can hold any.
 CREATE FUNCTION outbox._take_back(v_token bigint, v_destination text, v_key bigint, v_id bigint) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -231,7 +231,7 @@ $$;
 COMMENT ON FUNCTION outbox._settled(boolean) IS 'ends a settlement';
 
 CREATE FUNCTION outbox._claim_ids(v_token bigint) RETURNS bigint[]
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN coalesce((SELECT c.ids FROM outbox.claims c WHERE c.token = v_token), '{}');

@@ -4,7 +4,7 @@
 -- the claim's row stays, with a lease that is over.
 CREATE FUNCTION outbox._release(v_tokens bigint[]) RETURNS bigint
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -58,7 +58,7 @@ COMMENT ON FUNCTION outbox._release(bigint[]) IS 'gives back all that the claims
 
 -- Gives back one delivery that the consumer has no room for.
 CREATE FUNCTION outbox._release_one(v_token bigint, v_id bigint, v_destination text) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -83,7 +83,7 @@ COMMENT ON FUNCTION outbox._release_one(bigint, bigint, text) IS 'gives back one
 
 -- Releases each claim by itself if they can't be released together. Returns SQLSTATE and message of the obstacle.
 CREATE FUNCTION outbox._release_apart(v_tokens bigint[]) RETURNS text
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_token bigint;
@@ -113,7 +113,7 @@ COMMENT ON FUNCTION outbox._release_apart(bigint[]) IS 'releases as many of thes
 -- No session survives the server, so claims of earlier starts are free. A crash may have lost claims whose consumer did not
 -- wait for the disk: the sequence jumps past their tokens, on disk before the first new token is given out.
 CREATE FUNCTION outbox._forget_earlier_starts() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 BEGIN
     PERFORM outbox._release(ARRAY(SELECT c.token FROM outbox.claims c WHERE c.boot <> outbox._boot()))
@@ -127,7 +127,7 @@ COMMENT ON FUNCTION outbox._forget_earlier_starts() IS 'ends all claims of earli
 -- Looks after events that the application deleted or rescheduled, and after those whose status was left for later.
 CREATE FUNCTION outbox._look_after_touched() RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column

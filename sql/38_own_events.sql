@@ -6,7 +6,7 @@
 -- cause: the event whose delivery changed the state. An insert that fails is a warning: the caller settles what others wait
 -- for. Returns whether the event was inserted.
 CREATE FUNCTION outbox._tell(v_type text, v_destination text, v_tenant_id text, v_cause bigint, v_data jsonb) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
@@ -34,7 +34,7 @@ COMMENT ON FUNCTION outbox._tell(text, text, text, bigint, jsonb) IS
 
 -- Says that a circuit closed if its opening was said, however it closed.
 CREATE FUNCTION outbox._tell_closed(v_destination text) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -19,7 +19,7 @@ COMMENT ON FUNCTION outbox._destinations_changed(text) IS 'tells the relays that
 
 -- Whether somebody other than this session has just delivered there: then what failed here is not the destination's fault.
 CREATE FUNCTION outbox._answers_others(v_destination text) RETURNS boolean
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN EXISTS (SELECT FROM outbox.destination t
@@ -30,7 +30,7 @@ $$;
 COMMENT ON FUNCTION outbox._answers_others(text) IS 'another session has delivered to the destination within seconds';
 
 CREATE FUNCTION outbox._open_circuit(v_destination text, v_error text, v_retry_in interval, v_cause bigint) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -56,7 +56,7 @@ COMMENT ON FUNCTION outbox._open_circuit(text, text, interval, bigint) IS
 
 -- A success while the circuit is open was under way before: it does not end the pause that a receiver asked for.
 CREATE FUNCTION outbox._close_circuits(v_destinations text[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -79,7 +79,7 @@ COMMENT ON FUNCTION outbox._close_circuits(text[]) IS 'a destination answered: i
 
 -- Relays report successes now and then, not each one.
 CREATE FUNCTION outbox._answered(v_destinations text[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -92,7 +92,7 @@ $$;
 COMMENT ON FUNCTION outbox._answered(text[]) IS 'notes that destinations take deliveries';
 
 CREATE FUNCTION outbox._note_unable(v_destinations text[], v_error text) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -107,7 +107,7 @@ COMMENT ON FUNCTION outbox._note_unable(text[], text) IS
 -- Relays report successes; other consumers may just settle events. So this looks at a bounded number of the latest events
 -- before a destination is disabled.
 CREATE FUNCTION outbox._has_delivered_since(v_destination text, v_since timestamptz) RETURNS boolean
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+    LANGUAGE plpgsql STABLE SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     RETURN EXISTS (
@@ -120,7 +120,7 @@ $$;
 COMMENT ON FUNCTION outbox._has_delivered_since(text, timestamptz) IS 'an event that the destination wants was processed lately';
 
 CREATE FUNCTION outbox._disable(v_destination text, v_reason text, v_cause bigint) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -142,7 +142,7 @@ COMMENT ON FUNCTION outbox._disable(text, text, bigint) IS
 -- The time counts from the first failure since the last success: a destination that never answers is disabled in the end.
 CREATE FUNCTION outbox._note_failure(v_destination text, v_kind text, v_settings jsonb, v_error text, v_cause bigint)
     RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -170,7 +170,7 @@ COMMENT ON FUNCTION outbox._note_failure(text, text, jsonb, text, bigint) IS
 CREATE FUNCTION outbox._blame(
     v_destination text, v_kind text, v_settings jsonb, v_what text, v_error text, v_retry_in interval, v_cause bigint)
     RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 BEGIN
     IF v_what = 'unable' THEN

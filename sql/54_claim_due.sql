@@ -48,7 +48,7 @@ COMMENT ON FUNCTION outbox._route_due(int, timestamptz) IS
 -- destination or to one that was removed in flight. All at once: fresh events with the same ordering keys come later.
 CREATE FUNCTION outbox._give_to_destinations() RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE

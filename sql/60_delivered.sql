@@ -47,7 +47,7 @@ COMMENT ON FUNCTION outbox._delivered(bigint[], bigint[]) IS 'settles events del
 -- Exceptions with the outcome delivered: one destination has the event while another is still at work or failed.
 CREATE FUNCTION outbox._delivered_to(v_exceptions jsonb) RETURNS bigint
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column

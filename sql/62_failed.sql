@@ -8,7 +8,7 @@
 --   unable       the consumer's: the event is given back, for others
 CREATE FUNCTION outbox._failed(
     v_token bigint, v_id bigint, v_destination text, v_outcome text, v_error text, v_retry_in interval) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column

@@ -217,7 +217,7 @@ COMMENT ON FUNCTION outbox.renew(bigint[], interval) IS 'the lease of open claim
 -- Does the work that was left for later. For the worker, under the claim lock.
 CREATE FUNCTION outbox._catch_up() RETURNS void
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column

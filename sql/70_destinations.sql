@@ -2,7 +2,7 @@
 -- channel outbox_destinations, so that running relays take it up at once.
 
 CREATE FUNCTION outbox._require_destination(name text) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM outbox.destination d WHERE d.name = _require_destination.name) THEN
@@ -74,7 +74,7 @@ $$;
 COMMENT ON FUNCTION outbox._secrets_end() IS 'when the first grace ends; null: no secret is being replaced';
 
 CREATE FUNCTION outbox._try_anew(v_destination text) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -142,7 +142,7 @@ COMMENT ON FUNCTION outbox._put_destination(text, text, text[], jsonb, text, tex
 CREATE FUNCTION outbox._put_rabbitmq(
     name text, exchange text, routing_key text, event_types text[], settings jsonb, tenant_id text, filter jsonpath,
     v_anew boolean) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 BEGIN
     IF exchange IS NULL OR coalesce(routing_key, '') = ''
@@ -180,7 +180,7 @@ COMMENT ON FUNCTION outbox.add_rabbitmq(text, text, text, text[], jsonb, text, j
 
 -- For functions of outbox_keeper, which alone may read and write secrets.
 CREATE FUNCTION outbox._put_secret(destination text, given text, settings jsonb) RETURNS text
-    LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     v_secret text;
@@ -206,7 +206,7 @@ COMMENT ON FUNCTION outbox._put_secret(text, text, jsonb) IS
 
 CREATE FUNCTION outbox._put_webhook(
     name text, url text, event_types text[], settings jsonb, tenant_id text, filter jsonpath, v_anew boolean) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -237,7 +237,7 @@ COMMENT ON FUNCTION outbox.add_webhook(text, text, text[], text, jsonb, text, js
 
 -- Source: RFC 7396, JSON Merge Patch, section 2.
 CREATE FUNCTION outbox._merge_patch(target jsonb, patch jsonb) RETURNS jsonb
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_merged jsonb := CASE WHEN jsonb_typeof(target) = 'object' THEN target ELSE '{}' END;
@@ -261,7 +261,7 @@ COMMENT ON FUNCTION outbox._merge_patch(jsonb, jsonb) IS 'the target with what a
 
 -- Errors show no value: one may hold a token.
 CREATE FUNCTION outbox._check_changes(kind text, changes jsonb) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
 AS $$
 DECLARE
     v_known CONSTANT text[] := ARRAY['event_types', 'tenant_id', 'filter', 'settings']

@@ -1,7 +1,7 @@
 -- Dead letters: another try for what was given up on, or once more for what was delivered; and removing them.
 
 CREATE FUNCTION outbox._owed_again(v_ids bigint[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+    LANGUAGE plpgsql SET enable_seqscan = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
@@ -61,7 +61,7 @@ COMMENT ON FUNCTION outbox.replay(uuid, text) IS
 
 -- Null stands for no restriction, wherever an operator narrows down what is replayed or purged.
 CREATE FUNCTION outbox._check_selection(event_types text, destination text, error text, max_events int) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     PERFORM outbox._check_patterns(ARRAY[coalesce(event_types, '*')]);

@@ -5,7 +5,7 @@
 CREATE FUNCTION outbox._missed(
     v_destination text, v_event_types text, v_since timestamptz, v_until timestamptz, v_max_events int) RETURNS bigint[]
     LANGUAGE plpgsql STABLE
-    SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+    SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -30,7 +30,7 @@ COMMENT ON FUNCTION outbox._missed(text, text, timestamptz, timestamptz, int) IS
 -- it owed.
 CREATE FUNCTION outbox._owe(v_destination text, v_ids bigint[]) RETURNS bigint
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column

@@ -1,7 +1,7 @@
 -- The inbox of consumers: which events they have seen, so that an event that arrives twice is worked on once.
 
 CREATE FUNCTION outbox._inbox_retention() RETURNS interval
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN nullif(current_setting('outbox.inbox_retention'), '-1')::interval;

@@ -8,7 +8,7 @@
 --   a delivery that waits for nothing is due, and an event's status follows from its deliveries
 -- Contradictions are counted for outbox.health() and left to outbox.repair().
 CREATE FUNCTION outbox._mend() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+    LANGUAGE plpgsql SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
     v_locked bigint[];

@@ -3,7 +3,7 @@
 
 -- Null: never (outbox.retention = -1).
 CREATE FUNCTION outbox._retention() RETURNS interval
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 BEGIN
     RETURN nullif(current_setting('outbox.retention'), '-1')::interval;
@@ -59,7 +59,7 @@ COMMENT ON FUNCTION outbox._remove_processed(bigint[]) IS
 CREATE FUNCTION outbox._retain(
     v_from bigint, v_most int, OUT last bigint, OUT skipped bigint, OUT young timestamptz, OUT error text)
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE

@@ -2,7 +2,7 @@
 
 CREATE FUNCTION outbox._oldest_pending() RETURNS interval
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
+    SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off
     SET enable_mergejoin = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE

@@ -72,7 +72,7 @@ CREATE TYPE outbox.adopted_column AS (
 COMMENT ON TYPE outbox.adopted_column IS 'a column of an application''s own outbox table; ours: what it stands for, null: it is kept in metadata';
 
 CREATE FUNCTION outbox._columns_of(source regclass) RETURNS SETOF outbox.adopted_column
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE
 AS $$
     SELECT a.attname, a.attnum::int, format_type(a.atttypid, a.atttypmod),
            CASE WHEN b.typtype = 'e' THEN 'enum' WHEN b.typnamespace = 'pg_catalog'::regnamespace THEN b.typname::text END,
@@ -103,7 +103,7 @@ $$;
 COMMENT ON FUNCTION outbox._cannot_adopt(name, regclass, text, text) IS 'raises the error of a column that can''t be mapped';
 
 CREATE FUNCTION outbox._check_mapping(source regclass, columns jsonb) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v record;
@@ -135,7 +135,7 @@ COMMENT ON FUNCTION outbox._check_mapping(regclass, jsonb) IS 'refuses a mapping
 -- What is named in "columns" comes first, then the known names. A known name of a type that does not fit is passed, unless
 -- nothing else can hold what must be there.
 CREATE FUNCTION outbox._recognise(source regclass, columns jsonb) RETURNS SETOF outbox.adopted_column
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_found outbox.adopted_column[] := ARRAY(SELECT c FROM outbox._columns_of(source) c);
@@ -347,7 +347,7 @@ COMMENT ON FUNCTION outbox._as_owner(text) IS 'runs a query that a superuser mad
 -- The words of a status column with what they stand for. Reads one entry for each word if an index begins with the column,
 -- else the table.
 CREATE FUNCTION outbox._words_of(source regclass, c outbox.adopted_column) RETURNS jsonb
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_checked text[];

@@ -20,7 +20,7 @@ COMMENT ON FUNCTION outbox._refuse_row() IS 'keeps new rows out of a table that 
 
 -- Whoever has a privilege on the one has it on the other, and nobody else has.
 CREATE FUNCTION outbox._copy_grants(from_relation regclass, to_relation regclass) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_owner CONSTANT oid := (SELECT c.relowner FROM pg_class c WHERE c.oid = to_relation);
@@ -56,7 +56,7 @@ COMMENT ON FUNCTION outbox._copy_grants(regclass, regclass) IS 'gives one relati
 -- release_adopted().
 CREATE FUNCTION outbox._make_views(n int, relation text, before regclass, columns outbox.adopted_column[], words jsonb, zone text)
     RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_names CONSTANT text := (SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.number) FROM unnest(columns) c);
@@ -86,7 +86,7 @@ COMMENT ON FUNCTION outbox._make_views(int, text, regclass, outbox.adopted_colum
 
 -- What the table itself would have done with a row, with the rights of whoever writes: generated columns, NOT NULL, CHECK.
 CREATE FUNCTION outbox._make_check(n int, relation text, before regclass, columns outbox.adopted_column[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $make$
 DECLARE
     v_name CONSTANT text := (parse_ident(relation))[2];
@@ -149,7 +149,7 @@ COMMENT ON FUNCTION outbox._refuse_change(name, text) IS 'refuses an UPDATE that
 -- The statements that add an event from the row NEW.
 CREATE FUNCTION outbox._insert_statements(n int, before regclass, columns outbox.adopted_column[], statuses jsonb, zone text)
     RETURNS text
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $make$
 DECLARE
     v_key outbox.adopted_column;
@@ -210,7 +210,7 @@ COMMENT ON FUNCTION outbox._insert_statements(int, regclass, outbox.adopted_colu
 -- does not take back what the same transaction inserted: so does Debezium understand it.
 CREATE FUNCTION outbox._change_statements(n int, before regclass, columns outbox.adopted_column[], statuses jsonb, zone text)
     RETURNS text
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $make$
 DECLARE
     v_key outbox.adopted_column;
@@ -277,7 +277,7 @@ COMMENT ON FUNCTION outbox._change_statements(int, regclass, outbox.adopted_colu
 -- The insert is not in the guarded language, for the reason that outbox.publish() is not.
 CREATE FUNCTION outbox._make_triggers(n int, relation text, before regclass, columns outbox.adopted_column[], statuses jsonb, zone text)
     RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $make$
 DECLARE
     v record;
@@ -311,7 +311,7 @@ COMMENT ON FUNCTION outbox._make_triggers(int, text, regclass, outbox.adopted_co
 
 -- What outbox_owner needs, to look at the table and to move its rows.
 CREATE FUNCTION outbox._grant_owner(source regclass) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_sequence text;
@@ -330,7 +330,7 @@ COMMENT ON FUNCTION outbox._grant_owner(regclass) IS 'grants outbox_owner what t
 -- Default privileges may have given the new objects to anybody. The old owner may do with the view what can be done with a
 -- view, and hand that on.
 CREATE FUNCTION outbox._close_adopted(n int, relation text, before regclass) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_view CONSTANT text := format('outbox.adopted_%s', n);

@@ -6,7 +6,7 @@
 
 -- What would go on using the old table, or can't be carried over. views: simple views, which are made anew.
 CREATE FUNCTION outbox._dependents(relation regclass, OUT views oid[], OUT others text)
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE
 AS $$
     WITH RECURSIVE part (oid) AS (
         SELECT relation::oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN part p ON p.oid = i.inhparent
@@ -40,7 +40,7 @@ $$;
 COMMENT ON FUNCTION outbox._dependents(regclass) IS 'what depends on a table or view: views that can be made anew, and others';
 
 CREATE FUNCTION outbox._view_statements(views oid[]) RETURNS text[]
-    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE
 AS $$
     SELECT coalesce(array_agg(format('CREATE OR REPLACE VIEW %s%s AS %s', c.oid::regclass,
                                      ' WITH (' || array_to_string(c.reloptions, ', ') || ')', pg_get_viewdef(c.oid))), '{}')
@@ -49,7 +49,7 @@ $$;
 COMMENT ON FUNCTION outbox._view_statements(oid[]) IS 'statements that make these views anew, over what has the names then';
 
 CREATE FUNCTION outbox._refuse_dependents(relation regclass) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v_others CONSTANT text := (SELECT d.others FROM outbox._dependents(relation) d);
@@ -64,7 +64,7 @@ $$;
 COMMENT ON FUNCTION outbox._refuse_dependents(regclass) IS 'refuses a relation that others hold on to, foreign keys among them';
 
 CREATE FUNCTION outbox._check_source(source regclass) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v record;
@@ -97,7 +97,7 @@ COMMENT ON FUNCTION outbox._check_source(regclass) IS 'refuses what can''t be ta
 
 -- The keys stay unique: the event_id, and the table's own key. Nothing would hold any other uniqueness.
 CREATE FUNCTION outbox._check_unique(source regclass, columns outbox.adopted_column[]) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v record;
@@ -115,7 +115,7 @@ $$;
 COMMENT ON FUNCTION outbox._check_unique(regclass, outbox.adopted_column[]) IS 'refuses a uniqueness that nothing would hold';
 
 CREATE FUNCTION outbox._execute_all(statements text[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v_statement text;
@@ -129,7 +129,7 @@ COMMENT ON FUNCTION outbox._execute_all(text[]) IS 'executes statements, in thei
 
 -- Drops the triggers of a table and returns the statements that make them again.
 CREATE FUNCTION outbox._drop_triggers(source regclass) RETURNS text[]
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v record;
@@ -155,7 +155,7 @@ COMMENT ON FUNCTION outbox._drop_triggers(regclass) IS 'drops the triggers of a 
 -- The query that moves rows from the old table, in their order: by a key that counts up, else by time, else as they lie there.
 CREATE FUNCTION outbox._move_query(
     n int, before regclass, columns outbox.adopted_column[], statuses jsonb, zone text, condition text, to_dead text) RETURNS text
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $make$
 DECLARE
     v_key outbox.adopted_column;
@@ -207,7 +207,7 @@ COMMENT ON FUNCTION outbox._move_query(int, regclass, outbox.adopted_column[], j
 -- Moves them, or says which column is in the way.
 CREATE FUNCTION outbox._move(
     n int, source text, before regclass, columns outbox.adopted_column[], statuses jsonb, zone text, failed text) RETURNS bigint
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = postgres
+    LANGUAGE plpgsql SET datestyle = 'ISO, YMD' SET intervalstyle = postgres
 AS $$
 DECLARE
     v_condition CONSTANT text := outbox._has_status(columns, 'b', statuses,
@@ -265,7 +265,7 @@ $$;
 COMMENT ON FUNCTION outbox._bury(int) IS 'makes dead letters of the failed events of a table that is taken over';
 
 CREATE FUNCTION outbox._warn_of_losses(relation text, before regclass) RETURNS void
-    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
     v record;

@@ -46,7 +46,7 @@ COMMENT ON FUNCTION outbox._members() IS 'the objects of the extension that have
 -- Default privileges may have granted the new objects to anybody: each right is taken back from each who has it, PUBLIC
 -- included. What runs with its caller's rights is then for the two owners, who call it.
 CREATE FUNCTION outbox._close() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET check_function_bodies = off
+    LANGUAGE plpgsql SET check_function_bodies = off
 AS $$
 DECLARE
     v_superusers CONSTANT text := '^outbox\.(grant_.*|_grant_apart|_close|_members|_owner_of|adopt|release_adopted)\(';
