@@ -21,10 +21,10 @@ const SECONDS: u64 = 90;
 const LEASE: Duration = Duration::from_secs(2);
 
 /// xorshift64* (Vigna, 2014): good enough to choose what happens next.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -7,6 +7,7 @@ mod attackers;
 mod broker_side;
 mod brokers;
 mod chaos;
+mod chaos_many;
 mod claims;
 mod commands;
 mod connections;
