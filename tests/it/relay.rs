@@ -126,9 +126,11 @@ async fn nothing_is_lost_when_postgresql_ends_in_the_middle() -> Result<()> {
             "fast" => cluster.restart(Stop::Fast).await?,
             _ => {
                 let pid: i32 = session.one("SELECT pg_backend_pid()").await?;
+                // The server ends all others once it has noticed.
+                let other = cluster.connect(&database).await?;
                 cluster.signal(pid, Signal::SIGKILL)?;
                 let back = async || Ok(cluster.connect(&database).await.is_ok().then_some(()));
-                wait::until("PostgreSQL to be gone", LONG, async || Ok(session.is_closed().then_some(()))).await?;
+                wait::until("PostgreSQL to be gone", LONG, async || Ok(other.is_closed().then_some(()))).await?;
                 wait::until("PostgreSQL to recover", LONG, back).await?;
             }
         }
