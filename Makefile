@@ -1,7 +1,7 @@
 # The commands of the README and of CONTRIBUTING.md. scripts/setup.sh installs everything they need.
 
-# Debian's PostgreSQL 15 where it is installed, else the newest of Debian's, else the one on the path.
-PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/pg_config))) $(shell command -v pg_config))
+# Which PostgreSQL is meant, for everything here; the script says how it is chosen.
+PG_CONFIG ?= $(shell scripts/pg_config.sh 2>/dev/null)
 DESTDIR ?=
 ONLY ?=
 VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pg_outbox_ext/pg_outbox.control)
@@ -44,12 +44,12 @@ test: setup
 ##   bench [ONLY=rows]  the benchmark, or some of its rows; see docs/performance.md
 bench: setup
 	@$(MAKE) --no-print-directory install relay
-	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-tests --bin bench -- $(ONLY)
+	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-bench -- $(ONLY)
 
 ##   lint               formatting and lints
 lint: needs-postgresql
 	@cargo fmt --all --check
-	@cargo clippy --release --all-targets -p outbox-relay -p outbox-models -p outbox-tests -- -D warnings
+	@cargo clippy --release --all-targets -p outbox-relay -p outbox-models -p outbox-tests -p outbox-bench -- -D warnings
 	@$(library_cargo) clippy --release --all-targets -p pg_outbox --features pg$(major) -- -D warnings
 
 ##   unit               unit tests and models
@@ -80,4 +80,4 @@ clean:
 	rm -rf .cache
 
 needs-postgresql:
-	@[ -n '$(PG_CONFIG)' ] || { echo 'No PostgreSQL found. Set PG_CONFIG to the path of its pg_config.' >&2; exit 1; }
+	@PG_CONFIG='$(PG_CONFIG)' scripts/pg_config.sh >/dev/null

@@ -1,19 +1,20 @@
 //! Webhooks by the thousand, each of a tenant of its own, beside a few: an outbox for each number, in turns.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outbox_tests::cluster::Cluster;
 use outbox_tests::receiver::Receiver;
 use outbox_tests::relay::Relay;
+use outbox_tests::scratch;
 use outbox_tests::session::Session;
 use outbox_tests::trace::{Micros, micros};
 use outbox_tests::wait::LONG;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::load::{paced, producers};
+use crate::load::{Sent, paced, producers};
 use crate::process::peak_memory;
 use crate::sample::{Spread, percentile, sorted};
 use crate::sheet::{Must, Sheet};
@@ -27,10 +28,14 @@ const ROUNDS: usize = 60;
 const RATE: usize = 100;
 const SECONDS: f64 = 8.0;
 const BURST: usize = 3000;
+/// Of as many as the largest has.
+const DEAD: usize = 1000;
 
 /// One outbox with so many webhooks, and what was measured there.
 struct Size {
     count: usize,
+    /// The first of them: nobody listens where they send.
+    dead: usize,
     outbox: Outbox,
     receiver: Receiver,
     figures: HashMap<&'static str, Vec<f64>>,
@@ -39,8 +44,10 @@ struct Size {
 pub async fn run(sheet: &mut Sheet) -> Result<()> {
     let mut sizes = Vec::new();
     for count in COUNTS {
-        sizes.push(Size::set(sheet.count(count)).await?);
+        sizes.push(Size::set(sheet.count(count), 0).await?);
     }
+    let largest = sheet.count(COUNTS[COUNTS.len() - 1]);
+    let mut ill = Size::set(largest, sheet.count(DEAD)).await?;
     for turn in 0..=TURNS {
         for size in &mut sizes {
             let figures = size.measure(sheet.scale.min(1.0)).await?;
@@ -49,7 +56,12 @@ pub async fn run(sheet: &mut Sheet) -> Result<()> {
                 size.figures.entry(name).or_default().push(value);
             }
         }
+        let figures = ill.measure_others(sheet.scale.min(1.0)).await?;
+        for (name, value) in figures.into_iter().filter(|_| turn > 0) {
+            ill.figures.entry(name).or_default().push(value);
+        }
     }
+    sheet.raw(format!("{largest} webhooks, {} dead", ill.dead), json!(ill.figures))?;
     for size in &sizes {
         sheet.raw(format!("{} webhooks", size.count), json!(size.figures))?;
     }
@@ -64,6 +76,10 @@ pub async fn run(sheet: &mut Sheet) -> Result<()> {
         let (few, many) = (few.get(name).context(name)?, many.get(name).context(name)?);
         sheet.spread(format!("{name}, 10,000 of 10"), Spread::of_ratios(many, few), "x", must)?;
     }
+    for (name, must) in [("commit to request p50", Must::Nothing), ("commit to request p99", Must::AtMost(1.5))] {
+        let (well, ill) = (many.get(name).context(name)?, ill.figures.get(name).context(name)?);
+        sheet.spread(format!("{name} of the others, 1,000 of 10,000 dead"), Spread::of_ratios(ill, well), "x", must)?;
+    }
     for (name, unit, must) in [
         ("relay, before it delivers", "MiB", Must::AtMost(60.0)),
         ("relay, at its most", "MiB", Must::AtMost(60.0)),
@@ -76,13 +92,16 @@ pub async fn run(sheet: &mut Sheet) -> Result<()> {
 }
 
 impl Size {
-    async fn set(count: usize) -> Result<Self> {
+    async fn set(count: usize, dead: usize) -> Result<Self> {
         let outbox = Outbox::start(&[]).await?;
         let receiver = Receiver::start()?;
         let add = "SELECT count(outbox.add_webhook(t, $1, tenant_id => t)) FROM (SELECT 'tenant.' || n AS t FROM generate_series(1, $2::int) n) x";
         outbox.session.execute(add, &[&receiver.url("hook"), &(count as i32)]).await?;
+        let nowhere = json!({ "url": format!("http://127.0.0.1:{}/", scratch::free_port()?) }).to_string();
+        let alter = "SELECT count(*) FROM (SELECT outbox.alter_destination('tenant.' || n, $1::text::jsonb) FROM generate_series(1, $2::int) n) x";
+        outbox.session.execute(alter, &[&nowhere, &(dead as i32)]).await?;
         outbox.session.batch_execute("VACUUM ANALYZE").await?;
-        Ok(Size { count, outbox, receiver, figures: HashMap::new() })
+        Ok(Size { count, dead, outbox, receiver, figures: HashMap::new() })
     }
 
     async fn measure(&self, scale: f64) -> Result<Vec<(&'static str, f64)>> {
@@ -110,22 +129,42 @@ impl Size {
         ])
     }
 
-    /// Milliseconds from commit to request at a steady rate, sorted.
+    /// What those that are well notice of the dead ones, which are owed their share of the events.
+    async fn measure_others(&self, scale: f64) -> Result<Vec<(&'static str, f64)>> {
+        let relay = relay(&self.outbox.cluster, &self.outbox.database).await?;
+        let latencies = self.latencies(SECONDS * scale).await?;
+        let status = relay.terminate(LONG).await?;
+        ensure!(status.success(), "the relay ended with {status}: {}", relay.log());
+        let at = |percent| percentile(&latencies, percent).context("no event was measured");
+        Ok(vec![("commit to request p50", at(50.0)?), ("commit to request p99", at(99.0)?)])
+    }
+
+    /// Milliseconds from commit to request at a steady rate, sorted; of those that are well.
     async fn latencies(&self, seconds: f64) -> Result<Vec<f64>> {
         let before = self.receiver.count();
         let tenants: Vec<String> = (0..997).map(|n| format!("tenant.{}", 1 + n * 7919 % self.count)).collect();
         let producers = producers(&self.outbox, "outbox_events", 4).await?;
         let sent =
             paced(producers, &tenants, RATE, Duration::from_secs_f64(seconds.max(2.0))).await?.at_least(RATE)?.sent;
+        let well = self.of_the_well(&sent).await?;
+        let sent: Vec<_> = sent.iter().filter(|sent| well.contains(&sent.event_id)).collect();
         let received = self.receiver.wait_for(before + sent.len(), LONG).await?;
         let mut arrivals: HashMap<Uuid, Micros> = HashMap::new();
         for request in &received[before..] {
             arrivals.entry(request.event_id()?).or_insert_with(|| micros(request.at));
         }
-        let lag = |sent: &crate::load::Sent| Some((arrivals.get(&sent.event_id)? - sent.at) as f64 / 1000.0);
+        let lag = |sent: &&Sent| Some((arrivals.get(&sent.event_id)? - sent.at) as f64 / 1000.0);
         let all: Vec<f64> = sent.iter().filter_map(lag).collect();
         ensure!(all.len() == sent.len(), "{} of {} events arrived", all.len(), sent.len());
         Ok(sorted(&all[all.len() / 5..]))
+    }
+
+    /// Those of the events whose webhook is not dead.
+    async fn of_the_well(&self, sent: &[Sent]) -> Result<HashSet<Uuid>> {
+        let ids: Vec<Uuid> = sent.iter().map(|sent| sent.event_id).collect();
+        let well = "SELECT event_id FROM outbox_events WHERE event_id = ANY ($1) AND substr(tenant_id, 8)::int > $2";
+        let rows = self.outbox.session.query(well, &[&ids, &(self.dead as i32)]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Milliseconds until each of so many events, spread over all webhooks, arrived.

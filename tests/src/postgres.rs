@@ -17,7 +17,7 @@ use crate::scratch;
 /// The superuser of private clusters.
 pub const SUPERUSER: &str = "postgres";
 
-/// The server that `PG_CONFIG` names; without it Debian's 15, or its newest if there is no 15, as in the Makefile.
+/// The server that `scripts/pg_config.sh` chooses.
 pub struct Installation {
     pub bindir: PathBuf,
     pub pkglibdir: PathBuf,
@@ -36,9 +36,8 @@ impl Installation {
     }
 
     fn find() -> Result<Self> {
-        let pg_config = std::env::var_os("PG_CONFIG")
-            .filter(|value| !value.is_empty())
-            .map_or_else(debian, |path| Ok(path.into()))?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/pg_config.sh");
+        let pg_config = PathBuf::from(String::from_utf8(run(Command::new(script))?.stdout)?.trim());
         let ask = |option: &str| -> Result<String> {
             let mut command = Command::new(&pg_config);
             command.arg(option);
@@ -58,14 +57,6 @@ impl Installation {
     pub fn has_library(&self, name: &str) -> bool {
         self.pkglibdir.join(format!("{name}.so")).exists()
     }
-}
-
-fn debian() -> Result<PathBuf> {
-    ["15", "18", "17", "16", "14"]
-        .iter()
-        .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config")))
-        .find(|path| path.exists())
-        .context("no PostgreSQL found: set PG_CONFIG to its pg_config")
 }
 
 /// Where a server's data is, and how it is reached.
