@@ -106,3 +106,49 @@ async fn check_tries_each_broker() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_url_that_names_both_nodes_of_a_cluster_goes_on_with_the_one_that_is_left() -> Result<()> {
+    let world = World::new().await?;
+    let first = Broker::own().await?;
+    let second = first.joined_by_another().await?;
+    let nodes = second.ctl(&["cluster_status", "--formatter", "json"]).await?;
+    let nodes: serde_json::Value = serde_json::from_str(&nodes)?;
+    assert_eq!(nodes["running_nodes"].as_array().map(Vec::len), Some(2), "{nodes}");
+    // The queue is on the second node: it stays when the first one goes.
+    let channel = second.channel().await?;
+    channel.bind("outbox_events", "#", "all").await?;
+    let mut queue = channel.consume("all").await?;
+    world.execute("SELECT outbox.add_rabbitmq('rabbitmq')").await?;
+    let url = first.url().replacen(
+        &format!("127.0.0.1:{}", first.port()),
+        &format!("127.0.0.1:{},127.0.0.1:{}", first.port(), second.port()),
+        1,
+    );
+    let relay = relay_with(&world, &url).await?;
+    let mut expected = Vec::new();
+    for _ in 0..3 {
+        expected.push(world.publish("1").await?);
+    }
+    world.processed().await?;
+    assert_eq!(connections(&first).await?, 1, "the first host is tried first: {}", relay.log());
+
+    first.stop(false).await?;
+    for _ in 0..3 {
+        expected.push(world.publish("1").await?);
+    }
+    world.processed().await?;
+    let mut arrived: Vec<uuid::Uuid> = Vec::new();
+    for _ in 0..expected.len() {
+        arrived.push(queue.next(LONG).await?.event_id()?);
+    }
+    assert_eq!(arrived, expected);
+    let attempts = "SELECT coalesce(max(retry_count), 0) FROM outbox_events";
+    assert_eq!(world.session.one::<i32>(attempts).await?, 0, "an outage uses no attempt");
+    Ok(())
+}
+
+/// Of clients to this node, without those that the test itself has by another.
+async fn connections(broker: &Broker) -> Result<usize> {
+    Ok(broker.ctl(&["eval", "length(rabbit_networking:local_connections())."]).await?.trim().parse()?)
+}

@@ -22,7 +22,10 @@ pub struct Broker {
 struct Running {
     node: Node,
     server: Mutex<Option<Arc<Process>>>,
-    port_mapper: Process,
+    /// None: it uses that of the node which it joined.
+    port_mapper: Option<Process>,
+    /// Outlives it.
+    joined: Option<Arc<Running>>,
 }
 
 impl Broker {
@@ -34,6 +37,18 @@ impl Broker {
     /// The same with lines of its own in `rabbitmq.conf`.
     pub async fn with(configuration: &str) -> Result<Self> {
         Ok(Broker { node: Arc::new(Running::start(configuration).await?), vhost: "/".into() })
+    }
+
+    /// A second node that forms a cluster with this one.
+    pub async fn joined_by_another(&self) -> Result<Self> {
+        let node = self.node.node.beside(scratch::dir("mq")?)?;
+        let running = Running { node, server: Mutex::default(), port_mapper: None, joined: Some(self.node.clone()) };
+        running.resume().await?;
+        let other = Broker { node: Arc::new(running), vhost: self.vhost.clone() };
+        other.stop_app().await?;
+        other.ctl(&["join_cluster", &self.node.node.name()]).await?;
+        other.start_app().await?;
+        Ok(other)
     }
 
     /// A new virtual host of the node that tests share.
@@ -114,7 +129,7 @@ impl Running {
     async fn start(configuration: &str) -> Result<Self> {
         let node = Node::init(scratch::dir("mq")?, configuration)?;
         let port_mapper = Process::start("epmd", node.port_mapper(true)?, &node.log())?;
-        let running = Running { node, server: Mutex::default(), port_mapper };
+        let running = Running { node, server: Mutex::default(), port_mapper: Some(port_mapper), joined: None };
         running.resume().await?;
         Ok(running)
     }
@@ -160,7 +175,10 @@ impl Drop for Running {
         if let Some(server) = self.slot().take() {
             server.end(Signal::SIGKILL, Duration::from_secs(5));
         }
-        self.port_mapper.end(Signal::SIGKILL, Duration::from_secs(5));
+        if let Some(port_mapper) = &self.port_mapper {
+            port_mapper.end(Signal::SIGKILL, Duration::from_secs(5));
+        }
+        self.joined = None;
         let _ = std::fs::remove_dir_all(&self.node.dir);
     }
 }

@@ -28,26 +28,32 @@ pub struct Node {
     dist_port: u16,
     epmd_port: u16,
     password: String,
+    cookie: String,
 }
 
 impl Node {
     /// Lays a node out in `dir`, which exists and belongs to the account of the servers. `more` are further lines of its
     /// configuration.
     pub fn init(dir: PathBuf, more: &str) -> Result<Self> {
-        let node = Node {
-            dir,
-            port: scratch::free_port()?,
-            dist_port: scratch::free_port()?,
-            epmd_port: scratch::free_port()?,
-            password: scratch::random_hex(16)?,
-        };
+        let epmd_port = scratch::free_port()?;
+        Self::with(dir, more, epmd_port, scratch::random_hex(16)?, scratch::random_hex(20)?)
+    }
+
+    /// One that may join a cluster with this one, whose port mapper it uses.
+    pub fn beside(&self, dir: PathBuf) -> Result<Self> {
+        Self::with(dir, "", self.epmd_port, self.password.clone(), self.cookie.clone())
+    }
+
+    fn with(dir: PathBuf, more: &str, epmd_port: u16, password: String, cookie: String) -> Result<Self> {
+        let (port, dist_port) = (scratch::free_port()?, scratch::free_port()?);
+        let node = Node { dir, port, dist_port, epmd_port, password, cookie };
         let configuration = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\ndefault_user = {USER}\ndefault_pass = {}\nloopback_users = none\ndisk_free_limit.absolute = 10MB\n{more}\n",
             node.port, node.password
         );
         node.write("rabbitmq.conf", &configuration)?;
         node.write("enabled_plugins", "[].\n")?;
-        node.write(".erlang.cookie", &scratch::random_hex(20)?)?;
+        node.write(".erlang.cookie", &node.cookie)?;
         Ok(node)
     }
 
@@ -88,6 +94,11 @@ impl Node {
         format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.port, vhost.replace('/', "%2f"))
     }
 
+    /// What the nodes of a cluster call it.
+    pub fn name(&self) -> String {
+        format!("outbox{}@localhost", self.port)
+    }
+
     pub fn log(&self) -> PathBuf {
         self.dir.join("rabbitmq.log")
     }
@@ -96,7 +107,7 @@ impl Node {
         let file = |name: &str| self.dir.join(name);
         command.current_dir(&self.dir).env("HOME", &self.dir).env("LC_ALL", "C.UTF-8");
         command.env("ERL_EPMD_PORT", self.epmd_port.to_string()).env("ERL_EPMD_ADDRESS", "127.0.0.1");
-        command.env("RABBITMQ_NODENAME", format!("outbox{}@localhost", self.port));
+        command.env("RABBITMQ_NODENAME", self.name());
         command.env("RABBITMQ_NODE_PORT", self.port.to_string()).env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1");
         command.env("RABBITMQ_DIST_PORT", self.dist_port.to_string());
         command.env("RABBITMQ_CONF_ENV_FILE", file("none.conf")).env("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf"));
