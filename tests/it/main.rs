@@ -13,6 +13,7 @@ mod connections;
 mod delivery;
 mod edits;
 mod encodings;
+mod examples;
 mod faults;
 mod formats;
 mod growth;
