@@ -11,6 +11,7 @@ mod claims;
 mod commands;
 mod connections;
 mod delivery;
+mod docs;
 mod edits;
 mod encodings;
 mod examples;
