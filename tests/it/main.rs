@@ -41,6 +41,7 @@ mod pools;
 mod privileges;
 mod queries;
 mod rabbitmq;
+mod reference_pages;
 mod relay;
 mod restore;
 mod retention;
