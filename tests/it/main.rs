@@ -12,6 +12,7 @@ mod commands;
 mod connections;
 mod delivery;
 mod docs;
+mod docs_lists;
 mod edits;
 mod encodings;
 mod examples;
