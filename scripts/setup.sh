@@ -28,6 +28,7 @@ libclang || missing+=(libclang-dev clang)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 command -v setpriv >/dev/null || missing+=(util-linux)
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+command -v node >/dev/null || missing+=(nodejs)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 [ ${#missing[@]} -gt 0 ] || exit 0
 

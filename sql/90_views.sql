@@ -13,6 +13,22 @@ SELECT d.name, d.kind, d.event_types, d.tenant_id, d.filter, d.exchange, d.routi
   FROM outbox.destination d;
 COMMENT ON VIEW outbox.destinations IS
     'destinations with their state: active, paused, disabled, open (circuit breaker) or half-open; no secrets';
+COMMENT ON COLUMN outbox.destinations.name IS '1 to 63 letters, digits, dots, dashes and underscores';
+COMMENT ON COLUMN outbox.destinations.kind IS 'rabbitmq or webhook';
+COMMENT ON COLUMN outbox.destinations.event_types IS 'patterns of the types of events that it wants';
+COMMENT ON COLUMN outbox.destinations.tenant_id IS 'wants events of this tenant only; null: of any, and of none';
+COMMENT ON COLUMN outbox.destinations.filter IS 'wants events whose event_data passes it; null: all';
+COMMENT ON COLUMN outbox.destinations.exchange IS 'template of the exchange of a RabbitMQ destination';
+COMMENT ON COLUMN outbox.destinations.routing_key IS 'template of the routing key of a RabbitMQ destination';
+COMMENT ON COLUMN outbox.destinations.url IS 'where a webhook is sent, without the query';
+COMMENT ON COLUMN outbox.destinations.settings IS 'as given, without the values of headers, client_key and the login of proxy';
+COMMENT ON COLUMN outbox.destinations.state IS
+    'active; paused; disabled: a 410, or no success for disable_after; open: it is down, or no relay that tried can serve it; half-open';
+COMMENT ON COLUMN outbox.destinations.circuit_failures IS 'how often in a row it was down';
+COMMENT ON COLUMN outbox.destinations.circuit_open_until IS 'when the next probe may go out';
+COMMENT ON COLUMN outbox.destinations.last_error IS 'why it is disabled, or why it was last down';
+COMMENT ON COLUMN outbox.destinations.created_at IS 'when it was added';
+COMMENT ON COLUMN outbox.destinations.rotating IS 'the previous secret signs too';
 
 CREATE VIEW outbox.deliveries AS
 SELECT d.id AS event, e.event_id, e.event_type, e.aggregate_type, e.aggregate_id, nullif(d.destination, '') AS destination,
@@ -23,7 +39,18 @@ SELECT e.id, e.event_id, e.event_type, e.aggregate_type, e.aggregate_id, NULL, '
   FROM @extschema@.outbox_events e
  WHERE e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending' AND NOT e.listed;
 COMMENT ON VIEW outbox.deliveries IS
-    'what is outstanding or dead: event (id), destination (null: not routed yet), status, attempts, next_attempt_at, last_error';
+    'outstanding and dead deliveries, a row for each event and destination; one that succeeds at the first attempt never has a row';
+COMMENT ON COLUMN outbox.deliveries.event IS 'id of the event';
+COMMENT ON COLUMN outbox.deliveries.event_id IS 'of the event';
+COMMENT ON COLUMN outbox.deliveries.event_type IS 'of the event';
+COMMENT ON COLUMN outbox.deliveries.aggregate_type IS 'of the event';
+COMMENT ON COLUMN outbox.deliveries.aggregate_id IS 'of the event';
+COMMENT ON COLUMN outbox.deliveries.destination IS 'name; null: not routed yet (scheduled, or there is no destination)';
+COMMENT ON COLUMN outbox.deliveries.status IS 'scheduled, pending, processing or failed (a dead letter)';
+COMMENT ON COLUMN outbox.deliveries.attempts IS 'failed attempts at this destination';
+COMMENT ON COLUMN outbox.deliveries.next_attempt_at IS 'when it is tried next; null with pending: behind an earlier event of its aggregate';
+COMMENT ON COLUMN outbox.deliveries.last_error IS 'the last failure at this destination';
+COMMENT ON COLUMN outbox.deliveries.created_at IS 'of the event';
 
 -- What became of an event at each destination. Deliveries tell it while they are outstanding or dead. What was delivered has
 -- none: then it follows from what the destinations want now, and from when they were added.

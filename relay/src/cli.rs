@@ -36,10 +36,10 @@ pub struct Access {
     /// TOML file with any of the settings
     #[arg(long, global = true, env = "OUTBOX_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// PostgreSQL, as a URL or as key=value pairs
+    /// PostgreSQL, as a URL or as key=value pairs [default: from libpq's environment]
     #[arg(long, global = true, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
-    /// File that holds the same
+    /// File that holds the URL of PostgreSQL
     #[arg(long, global = true, env = "DATABASE_URL_FILE", value_name = "FILE", hide_env_values = true)]
     pub database_url_file: Option<PathBuf>,
     /// Form of the log lines [default: text]
@@ -67,43 +67,43 @@ pub struct Options {
     /// RabbitMQ; without it RabbitMQ destinations are left to others. Several: NAME=URL, repeated or separated by spaces
     #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<Vec<String>>,
-    /// File that holds the same
+    /// File that holds the URL of RabbitMQ, or several
     #[arg(long, env = "AMQP_URL_FILE", value_name = "FILE", hide_env_values = true)]
     pub amqp_url_file: Option<PathBuf>,
-    /// Certificate authority for amqps
+    /// Certificate authority for amqps, PEM [default: the system's authorities]
     #[arg(long, env = "AMQP_CA_CERT", hide_env_values = true, value_name = "FILE")]
     pub amqp_ca_cert: Option<PathBuf>,
-    /// Client certificate for amqps
+    /// Client certificate for amqps, PEM; needs the key too
     #[arg(long, env = "AMQP_CLIENT_CERT", hide_env_values = true, value_name = "FILE")]
     pub amqp_client_cert: Option<PathBuf>,
-    /// Key of the client certificate for amqps
+    /// Key of the client certificate for amqps, PEM (PKCS #8)
     #[arg(long, env = "AMQP_CLIENT_KEY", hide_env_values = true, value_name = "FILE")]
     pub amqp_client_key: Option<PathBuf>,
     /// Password of the page at /ui/; without one there is no page
     #[arg(long, env = "OUTBOX_UI_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub ui_password: Option<String>,
-    /// File that holds the same
+    /// File that holds the password of the page
     #[arg(long, env = "OUTBOX_UI_PASSWORD_FILE", value_name = "FILE", hide_env_values = true)]
     pub ui_password_file: Option<PathBuf>,
     /// Name by which browsers reach the page, besides addresses and localhost; repeat or separate by commas
     #[arg(long, env = "OUTBOX_UI_HOSTS", hide_env_values = true, value_name = "NAME", value_delimiter = ',')]
     pub ui_hosts: Option<Vec<String>>,
-    /// Name shown in outbox.health() [default: host:pid]
+    /// Name shown in outbox.health(), at most 63 bytes [default: host:pid]
     #[arg(long, env = "OUTBOX_CONSUMER", hide_env_values = true, value_name = "NAME")]
     pub consumer: Option<String>,
-    /// Deliveries that one destination may hold [default: 2000]
+    /// Deliveries that one destination may hold, 1 to 100000 [default: 2000]
     #[arg(long, env = "OUTBOX_MAX_IN_FLIGHT", hide_env_values = true, value_name = "N")]
     pub max_in_flight: Option<usize>,
-    /// Events that the relay may hold [default: 10000]
+    /// Events that the relay may hold, 1 to 1000000 [default: 10000]
     #[arg(long, env = "OUTBOX_MAX_EVENTS_IN_FLIGHT", hide_env_values = true, value_name = "N")]
     pub max_events_in_flight: Option<usize>,
     /// Payload bytes that the relay may hold [default: 67108864]
     #[arg(long, env = "OUTBOX_MAX_BYTES_IN_FLIGHT", hide_env_values = true, value_name = "BYTES")]
     pub max_bytes_in_flight: Option<usize>,
-    /// Events claimed at once [default: 500]
+    /// Events claimed at once, 1 to 10000 [default: 500]
     #[arg(long, env = "OUTBOX_CLAIM_BATCH", hide_env_values = true, value_name = "N")]
     pub claim_batch: Option<usize>,
-    /// Seconds after which a claim that is not renewed ends [default: 60]
+    /// Seconds after which a claim ends that is not renewed, 5 to 86400; renewed while deliveries are under way [default: 60]
     #[arg(long, env = "OUTBOX_LEASE", hide_env_values = true, value_name = "SECONDS")]
     pub lease: Option<u64>,
     /// Seconds to finish after SIGTERM [default: 25]
@@ -118,10 +118,10 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub webhook_allow_networks: Option<Vec<String>>,
-    /// Proxy for webhooks, http:// or https://; a destination can have its own
+    /// HTTP proxy for all webhooks that name none, http:// or https://
     #[arg(long, env = "OUTBOX_WEBHOOK_PROXY", hide_env_values = true, value_name = "URL")]
     pub webhook_proxy: Option<String>,
-    /// Certificate authorities for webhooks, in addition to the system's
+    /// Certificate authorities for webhooks, in addition to the system's, PEM
     #[arg(long, env = "OUTBOX_WEBHOOK_CA_CERT", hide_env_values = true, value_name = "FILE")]
     pub webhook_ca_cert: Option<PathBuf>,
     /// Send no webhook to an http URL [default: false]
