@@ -92,13 +92,14 @@ pub fn apply(note: &Note, transaction: u64) {
         wake::worker_now(database);
         return;
     }
-    apply_counts(note, transaction, database);
+    let spoiled = apply_counts(note, transaction, database);
     apply_claims(&note.claims, database);
     if note.rows.min_id != NEVER {
         database.marks.lower(note.rows.min_id);
     }
     // Last, so that the worker finds everything when it wakes.
-    wake::worker(database, announce(note, database));
+    let earliest = announce(note, database);
+    wake::worker(database, if spoiled { AT_ONCE } else { earliest });
     if note.held_claim_lock() {
         claim_lock_is_let_go(database);
     }
@@ -111,22 +112,25 @@ fn claim_lock_is_let_go(database: &Database) {
     }
 }
 
-fn apply_counts(note: &Note, transaction: u64, database: &Database) {
+/// True: the worker has to count anew.
+fn apply_counts(note: &Note, transaction: u64, database: &Database) -> bool {
     let (counters, rows) = (&database.counters, &note.rows);
-    match note.control.found {
+    let spoiled = match note.control.found {
         Some(found) => {
             database.marks.find(found.low_water, found.high_water);
             counters.by_status.add(found.by_status);
             database.timers.leases.recount(found.open_claims);
             database.recovered.store(true, SeqCst);
+            false
         }
         None => database.count(transaction, rows.by_status),
-    }
+    };
     counters.published.fetch_add(rows.published, Relaxed);
     counters.processed.fetch_add(rows.processed, Relaxed);
     counters.failed.fetch_add(rows.failed, Relaxed);
     counters.unrouted.fetch_add(rows.unrouted, Relaxed);
     rows.latencies.iter().for_each(|bucket| counters.add_latency(*bucket));
+    spoiled
 }
 
 fn apply_claims(claims: &Claims, database: &Database) {

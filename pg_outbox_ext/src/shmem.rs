@@ -104,11 +104,9 @@ impl Database {
         }
     }
 
-    /// At commit: changes by status of that transaction.
-    pub fn count(&self, transaction: u64, changes: ByStatus) {
-        if changes != ByStatus::NONE {
-            self.recount.add(&self.counters.by_status, transaction, changes);
-        }
+    /// At commit: changes by status of that transaction. True: the table is to be counted anew.
+    pub fn count(&self, transaction: u64, changes: ByStatus) -> bool {
+        changes != ByStatus::NONE && self.recount.add(&self.counters.by_status, transaction, changes)
     }
 
     pub fn set_state(&self, state: State) {
