@@ -3,10 +3,11 @@
 use crate::backend;
 use crate::commit::note;
 use crate::counters::middle;
+use crate::marks::BEFORE_ALL;
 use crate::note::Found;
 use crate::recount::{Seen, with_epoch};
 use crate::session;
-use crate::shmem::{self, BEFORE_ALL, NEVER, State};
+use crate::shmem::{self, NEVER, State};
 use crate::status::ByStatus;
 use crate::status::Status::*;
 use ed25519_compact::{KeyPair, Seed};
@@ -43,11 +44,11 @@ fn boot() -> i64 {
 fn low_water(take_over: bool) -> i64 {
     let Some(database) = shmem::current() else { return BEFORE_ALL };
     if !take_over {
-        return database.low_water.load(SeqCst).min(database.lowered.load(SeqCst));
+        return database.marks.lowest();
     }
-    let lowered = database.lowered.swap(NEVER, SeqCst);
+    let (low_water, lowered) = database.marks.take_over();
     note(|n| n.claims.taken_lowered = n.claims.taken_lowered.min(lowered));
-    database.low_water.fetch_min(lowered, SeqCst).min(lowered)
+    low_water
 }
 
 #[pg_extern]
@@ -57,14 +58,14 @@ fn is_recovered() -> bool {
 
 #[pg_extern]
 fn high_water() -> Option<i64> {
-    shmem::current().filter(|d| d.recovered.load(SeqCst)).map(|d| d.high_water.load(SeqCst))
+    shmem::current().filter(|d| d.recovered.load(SeqCst)).map(|d| d.marks.high_water())
 }
 
 /// A snapshot taken before a lowered mark was taken over may miss the rows that lowered it: then the mark stays.
 #[pg_extern]
 fn set_water(low_water: i64, high_water: i64) {
     let kept = if backend::has_one_snapshot() {
-        shmem::current().map_or(BEFORE_ALL, |d| d.low_water.load(SeqCst))
+        shmem::current().map_or(BEFORE_ALL, |d| d.marks.low_water())
     } else {
         low_water
     };
@@ -158,7 +159,7 @@ fn count_begin() {
 #[pg_extern]
 fn count_from_here(in_any_case: bool) -> bool {
     shmem::current().is_none_or(|database| {
-        database.recount.chosen(&database.counters, seen);
+        database.recount.chosen(&database.counters.by_status, seen);
         in_any_case || !database.recount.is_spoiled()
     })
 }
@@ -219,7 +220,7 @@ fn attachments() -> TableIterator<
         name!(attached_at, Option<TimestampWithTimeZone>),
     ),
 > {
-    TableIterator::new(session::attached().into_iter().map(|(id, pid, name, at)| (id, pid, name, timestamp(at))))
+    TableIterator::new(session::attached().into_iter().map(|a| (a.id, a.pid, a.name, timestamp(a.at))))
 }
 
 #[pg_extern]
@@ -266,7 +267,7 @@ fn counters() -> TableIterator<
             worker_state(d).to_owned(),
             d.recovered.load(Relaxed),
             timestamp(d.since.load(Relaxed)),
-            d.ring.len() as i32,
+            d.news.waiting() as i32,
         )
     });
     TableIterator::new(row)

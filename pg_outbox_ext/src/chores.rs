@@ -176,7 +176,7 @@ impl Chores {
         let count = !database.recovered.load(SeqCst);
         self.attempt(Recover, 0, || moment("SELECT outbox._recover($1)", &[count.into()]))?;
         // Consumers look for what came to light, and the worker for what is due.
-        database.overflow.store(true, SeqCst);
+        database.news.look_at_all();
         database.timers.look_at_all(clock::now());
         Ok(())
     }

@@ -73,7 +73,7 @@ fn give_back_lowered(taken: i64) {
     if taken != NEVER
         && let Some(database) = shmem::current()
     {
-        database.lowered.fetch_min(taken, SeqCst);
+        database.marks.lower(taken);
     }
 }
 
@@ -92,13 +92,14 @@ pub fn apply(note: &Note, transaction: u64) {
         wake::worker_now(database);
         return;
     }
-    apply_counts(note, transaction, database);
+    let spoiled = apply_counts(note, transaction, database);
     apply_claims(&note.claims, database);
     if note.rows.min_id != NEVER {
-        database.lowered.fetch_min(note.rows.min_id, SeqCst);
+        database.marks.lower(note.rows.min_id);
     }
     // Last, so that the worker finds everything when it wakes.
-    wake::worker(database, announce(note, database));
+    let earliest = announce(note, database);
+    wake::worker(database, if spoiled { AT_ONCE } else { earliest });
     if note.held_claim_lock() {
         claim_lock_is_let_go(database);
     }
@@ -111,29 +112,30 @@ fn claim_lock_is_let_go(database: &Database) {
     }
 }
 
-fn apply_counts(note: &Note, transaction: u64, database: &Database) {
+/// True: the worker has to count anew.
+fn apply_counts(note: &Note, transaction: u64, database: &Database) -> bool {
     let (counters, rows) = (&database.counters, &note.rows);
-    match note.control.found {
+    let spoiled = match note.control.found {
         Some(found) => {
-            database.low_water.store(found.low_water, SeqCst);
-            database.high_water.store(found.high_water, SeqCst);
-            counters.add_by_status(found.by_status);
+            database.marks.find(found.low_water, found.high_water);
+            counters.by_status.add(found.by_status);
             database.timers.leases.recount(found.open_claims);
             database.recovered.store(true, SeqCst);
+            false
         }
         None => database.count(transaction, rows.by_status),
-    }
+    };
     counters.published.fetch_add(rows.published, Relaxed);
     counters.processed.fetch_add(rows.processed, Relaxed);
     counters.failed.fetch_add(rows.failed, Relaxed);
     counters.unrouted.fetch_add(rows.unrouted, Relaxed);
     rows.latencies.iter().for_each(|bucket| counters.add_latency(*bucket));
+    spoiled
 }
 
 fn apply_claims(claims: &Claims, database: &Database) {
     if let Some((low_water, high_water)) = claims.water {
-        database.low_water.store(low_water, SeqCst);
-        database.high_water.fetch_max(high_water, SeqCst);
+        database.marks.set(low_water, high_water);
     }
     if let Some(waiting) = claims.waiting {
         database.waiting.store(waiting, SeqCst);
@@ -142,17 +144,11 @@ fn apply_claims(claims: &Claims, database: &Database) {
 
 /// Returns when the worker has something to do.
 fn announce(note: &Note, database: &Database) -> i64 {
-    let Rows { ids, wake_due, wake_released, .. } = &note.rows;
-    // Where not all can be named, none is: consumers look at the tables anyway.
-    let overflow = note.rows.overflow || !ids.iter().all(|id| database.ring.push(*id));
-    let flags = [
-        (&database.overflow, overflow),
-        (&database.wake_due, *wake_due),
-        (&database.wake_released, *wake_released),
-        (&database.recover, note.control.recover),
-    ];
-    flags.iter().filter(|(_, raised)| *raised).for_each(|(flag, _)| flag.store(true, SeqCst));
+    let Rows { ids, overflow, wake_due, wake_released, .. } = &note.rows;
+    let told = database.news.tell(ids, [*overflow, *wake_due, *wake_released]);
+    if note.control.recover {
+        database.recover.store(true, SeqCst);
+    }
     let earliest = database.timers.note(&note.moments());
-    let now = !ids.is_empty() || flags.iter().any(|(_, raised)| *raised);
-    if now { AT_ONCE } else { earliest }
+    if told || note.control.recover { AT_ONCE } else { earliest }
 }

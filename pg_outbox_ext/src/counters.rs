@@ -1,11 +1,11 @@
 //! Counters in shared memory, so that statistics never scan a table.
 
-use crate::status::{ByStatus, PerStatus, Status};
+use crate::status::{ByStatus, Counts};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::*};
 
 #[repr(C)]
 pub struct Counters {
-    pub by_status: PerStatus<AtomicI64>,
+    pub by_status: Counts,
     pub published: AtomicI64,
     pub processed: AtomicI64,
     pub failed: AtomicI64,
@@ -34,23 +34,11 @@ pub fn middle(bucket: usize) -> f64 {
 
 impl Counters {
     pub fn reset(&self) {
-        self.set_by_status(ByStatus::NONE);
+        self.by_status.set(ByStatus::NONE);
         for total in [&self.published, &self.processed, &self.failed, &self.unrouted, &self.notifications] {
             total.store(0, Relaxed);
         }
         self.latency.iter().for_each(|b| b.store(0, Relaxed));
-    }
-
-    pub fn add_by_status(&self, delta: ByStatus) {
-        for status in Status::ALL.into_iter().filter(|status| delta[*status] != 0) {
-            self.by_status[status].fetch_add(delta[status], Relaxed);
-        }
-    }
-
-    pub fn set_by_status(&self, counts: ByStatus) {
-        for status in Status::ALL {
-            self.by_status[status].store(counts[status], Relaxed);
-        }
     }
 
     pub fn add_latency(&self, bucket: u8) {

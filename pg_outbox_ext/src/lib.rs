@@ -6,7 +6,7 @@
 //! - [`status`]: the states of an event
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
 //! - [`commit`]: at commit the notes go to shared memory; [`two_phase`], [`prepared`]: in two phases
-//! - [`shmem`], [`ring`], [`timers`], [`counters`], [`recount`]: what the backends and the worker share
+//! - [`shmem`], [`news`], [`ring`], [`marks`], [`timers`], [`counters`], [`recount`]: what the backends and the worker share
 //! - [`worker`]: the one process that notifies; [`wake`], [`sleep`]: how it is woken and how it sleeps
 //! - [`announce`], [`pack`]: many events in one payload of at most 7,999 bytes
 //! - [`chores`], [`retention`]: what else the worker does, between announcements, and never waits for
@@ -15,7 +15,7 @@
 //! - [`hooks`], [`suspended`]: commands that end a database or the extension
 //! - [`roles`]: with whose rights code runs
 //! - [`backend`], [`clock`]: this process as PostgreSQL knows it, and the time
-//! - [`session`]: attached consumers, whose end is noticed at once
+//! - [`session`], [`attachments`]: attached consumers, whose end is noticed at once
 //! - [`api`], [`uuid`], [`guc`]: functions and settings
 //!
 //! Rules of delivery are not decided here: they are in `sql/`.
@@ -24,6 +24,7 @@ use pgrx::prelude::*;
 
 mod announce;
 mod api;
+mod attachments;
 mod attempt;
 mod backend;
 mod backoff;
@@ -35,6 +36,8 @@ mod error;
 mod guc;
 mod hooks;
 mod launcher;
+mod marks;
+mod news;
 mod note;
 mod pack;
 mod prepared;
@@ -55,7 +58,7 @@ mod uuid;
 mod wake;
 mod worker;
 
-/// What [`ring`] and [`timers`] are built on; `models/` gives them loom's.
+/// What the lock-free parts are built on; `models/` gives them loom's.
 mod atomic {
     pub use std::sync::atomic::*;
 }

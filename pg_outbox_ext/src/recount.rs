@@ -4,13 +4,11 @@
 //! transaction commits. So the counters start at zero when the snapshot is known, each commit asks whether the snapshot saw
 //! it, and the count is added at the end. While the snapshot is being chosen the question has no answer: a commit that
 //! falls into that moment spoils the count, which then begins again.
+//!
+//! Pure code over atomics, which `models/` runs under loom.
 
-use crate::counters::Counters;
-use crate::status::ByStatus;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-
-/// Running transactions that a snapshot can remember. Should there be more, the others are taken for seen.
-const RUNNING: usize = 1024;
+use crate::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*, fence};
+use crate::status::{ByStatus, Counts};
 
 /// Which transactions a count saw. Identities are PostgreSQL's, with their epoch where they are ordered.
 #[derive(Debug, Clone, Default)]
@@ -23,8 +21,9 @@ pub struct Seen {
     pub running: Vec<u32>,
 }
 
+/// A snapshot can remember so many running transactions. Should there be more, the others are taken for seen.
 #[repr(C)]
-pub struct Recount {
+pub struct Recount<const RUNNING: usize> {
     /// Odd: a snapshot is being chosen. Even: it is known (0: there never was one).
     generation: AtomicU64,
     spoiled: AtomicBool,
@@ -34,7 +33,20 @@ pub struct Recount {
     running: [AtomicU32; RUNNING],
 }
 
-impl Recount {
+impl<const RUNNING: usize> Default for Recount<RUNNING> {
+    fn default() -> Self {
+        Recount {
+            generation: AtomicU64::default(),
+            spoiled: AtomicBool::default(),
+            first_running: AtomicU64::default(),
+            next: AtomicU64::default(),
+            len: AtomicU32::default(),
+            running: std::array::from_fn(|_| AtomicU32::default()),
+        }
+    }
+}
+
+impl<const RUNNING: usize> Recount<RUNNING> {
     /// No count was made yet. Only while nobody else uses it.
     pub fn reset(&self) {
         self.generation.store(0, SeqCst);
@@ -46,10 +58,11 @@ impl Recount {
         self.spoiled.store(false, SeqCst);
         let generation = self.generation.load(SeqCst);
         self.generation.store((generation + 1) | 1, SeqCst);
+        fence(SeqCst);
     }
 
     /// The snapshot is chosen; from now on the counters hold what it did not see. Does nothing when one is chosen already.
-    pub fn chosen(&self, counters: &Counters, seen: impl FnOnce() -> Seen) {
+    pub fn chosen(&self, counts: &Counts, seen: impl FnOnce() -> Seen) {
         let generation = self.generation.load(SeqCst);
         if generation.is_multiple_of(2) {
             return;
@@ -61,7 +74,7 @@ impl Recount {
         for (slot, running) in self.running.iter().zip(&seen.running) {
             slot.store(*running, SeqCst);
         }
-        counters.set_by_status(ByStatus::NONE);
+        counts.set(ByStatus::NONE);
         self.generation.store(generation + 1, SeqCst);
     }
 
@@ -70,16 +83,20 @@ impl Recount {
         self.spoiled.load(SeqCst)
     }
 
-    /// At commit: the changes of that transaction, unless the last count has them.
-    pub fn add(&self, counters: &Counters, transaction: u64, changes: ByStatus) {
+    /// At commit: the changes of that transaction, unless the last count has them. True: the table is to be counted anew.
+    pub fn add(&self, counts: &Counts, transaction: u64, changes: ByStatus) -> bool {
         let generation = self.generation.load(SeqCst);
         let choosing = generation % 2 == 1;
         if choosing || generation == 0 || !self.saw(transaction) {
-            counters.add_by_status(changes);
+            counts.add(changes);
         }
-        if choosing || self.generation.load(SeqCst) != generation {
+        // A commit that does not see here that a count has begun has added to the counters before that count empties them.
+        fence(SeqCst);
+        let spoiled = choosing || self.generation.load(SeqCst) != generation;
+        if spoiled {
             self.spoiled.store(true, SeqCst);
         }
+        spoiled
     }
 
     fn saw(&self, transaction: u64) -> bool {
@@ -103,13 +120,8 @@ mod tests {
     use super::*;
     use crate::status::Status;
 
-    fn zeroed<T>() -> Box<T> {
-        // SAFETY: both structures hold atomic integers alone, for which all-zero bytes are valid.
-        unsafe { Box::<T>::new_zeroed().assume_init() }
-    }
-
-    fn pending(counters: &Counters) -> i64 {
-        counters.by_status[Status::Pending].load(SeqCst)
+    fn pending(counts: &Counts) -> i64 {
+        counts[Status::Pending].load(SeqCst)
     }
 
     fn one() -> ByStatus {
@@ -118,32 +130,32 @@ mod tests {
 
     #[test]
     fn a_commit_that_the_count_saw_is_not_counted_twice() {
-        let (recount, counters) = (zeroed::<Recount>(), zeroed::<Counters>());
+        let (recount, counts) = (Recount::<8>::default(), Counts::default());
         recount.begin();
-        recount.chosen(&counters, || Seen { first_running: 10, next: 20, running: vec![10, 15] });
+        recount.chosen(&counts, || Seen { first_running: 10, next: 20, running: vec![10, 15] });
         for transaction in [9, 12, 19] {
-            recount.add(&counters, transaction, one());
+            recount.add(&counts, transaction, one());
         }
-        assert_eq!(pending(&counters), 0);
+        assert_eq!(pending(&counts), 0);
         for transaction in [10, 15, 20, 1 << 33] {
-            recount.add(&counters, transaction, one());
+            recount.add(&counts, transaction, one());
         }
-        assert_eq!(pending(&counters), 4);
+        assert_eq!(pending(&counts), 4);
         assert!(!recount.is_spoiled());
     }
 
     #[test]
     fn a_commit_while_the_snapshot_is_chosen_spoils_the_count_and_is_not_lost() {
-        let (recount, counters) = (zeroed::<Recount>(), zeroed::<Counters>());
-        recount.add(&counters, 5, one());
+        let (recount, counts) = (Recount::<8>::default(), Counts::default());
+        recount.add(&counts, 5, one());
         assert!(!recount.is_spoiled());
         recount.begin();
-        recount.add(&counters, 6, one());
-        assert_eq!(pending(&counters), 2);
-        recount.chosen(&counters, Seen::default);
+        recount.add(&counts, 6, one());
+        assert_eq!(pending(&counts), 2);
+        recount.chosen(&counts, Seen::default);
         assert!(recount.is_spoiled());
         recount.begin();
-        recount.chosen(&counters, Seen::default);
+        recount.chosen(&counts, Seen::default);
         assert!(!recount.is_spoiled());
     }
 

@@ -2,9 +2,10 @@
 //! the slot is marked and the worker releases what the session had claimed. (A backend that is killed takes the server
 //! through a restart, after which every claim is released.)
 
+use crate::attachments::{Attached, Attachment};
 use crate::backend::{self, Local};
 use crate::error::{Error, raise};
-use crate::shmem::{self, Attachment, Database};
+use crate::shmem::{self, Database};
 use crate::timers::AT_ONCE;
 use crate::{clock, wake};
 use pgrx::pg_sys;
@@ -18,20 +19,16 @@ pub fn attach(name: &str) {
         raise(Error::ConsumerName);
     }
     if let Some(mine) = MINE.with(|mine| *mine) {
-        write_name(mine, name);
+        mine.rename(name);
         return;
     }
     if backend::is_standby() {
         raise(Error::Standby);
     }
     let shared = shmem::get();
-    let (pid, database) = (backend::pid(), backend::database());
-    let free = shared.attachments.iter().find(|a| a.pid.compare_exchange(0, pid, SeqCst, SeqCst).is_ok());
-    let Some(mine) = free else { raise(Error::TooManyConsumers) };
-    write_name(mine, name);
-    mine.attached_at.store(clock::now(), Relaxed);
-    mine.database.store(database.to_u32(), Relaxed);
-    mine.id.store(shared.next_attachment.fetch_add(1, SeqCst) + 1, SeqCst);
+    let session = (backend::pid(), backend::database().to_u32());
+    let taken = Attachment::take(&shared.attachments, &shared.next_attachment, session, name, clock::now());
+    let Some(mine) = taken else { raise(Error::TooManyConsumers) };
     MINE.with(|m| *m = Some(mine));
     // PostgreSQL has room for few such callbacks, and a pooled session may attach often.
     if !WATCHED.with(|watched| std::mem::replace(watched, true)) {
@@ -52,7 +49,7 @@ pub fn detach() -> bool {
 
 /// This session's attachment.
 pub fn mine() -> Option<i64> {
-    MINE.with(|mine| mine.map(|a| a.id.load(Relaxed)))
+    MINE.with(|mine| mine.map(Attachment::id))
 }
 
 unsafe extern "C-unwind" fn backend_ended(_code: i32, _arg: pg_sys::Datum) {
@@ -60,68 +57,39 @@ unsafe extern "C-unwind" fn backend_ended(_code: i32, _arg: pg_sys::Datum) {
 }
 
 fn give_up(mine: &Attachment) {
-    mine.ended.store(true, SeqCst);
+    mine.end();
     match shmem::current() {
         Some(database) => {
             database.ended_attachments.fetch_add(1, SeqCst);
             wake::worker(database, AT_ONCE);
         }
         // The extension is gone, and with it what was claimed.
-        None => give_back(mine),
+        None => mine.give_back(),
     }
 }
 
-fn write_name(slot: &Attachment, name: &str) {
-    let mut bytes = [0u8; 64];
-    bytes[..name.len()].copy_from_slice(name.as_bytes());
-    for (word, part) in slot.name.iter().zip(bytes.as_chunks::<8>().0) {
-        word.store(u64::from_ne_bytes(*part), Relaxed);
-    }
-}
-
-fn read_name(slot: &Attachment) -> String {
-    let bytes: Vec<u8> =
-        slot.name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).take_while(|b| *b != 0).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The attached sessions of this database: attachment, pid, consumer, since when.
-pub fn attached() -> Vec<(i64, i32, String, i64)> {
-    let database = backend::database().to_u32();
-    shmem::get()
-        .attachments
-        .iter()
-        .filter(|a| a.pid.load(SeqCst) != 0 && a.id.load(SeqCst) != 0)
-        .filter(|a| a.database.load(Relaxed) == database && !a.ended.load(SeqCst))
-        .map(|a| (a.id.load(Relaxed), a.pid.load(Relaxed), read_name(a), a.attached_at.load(Relaxed)))
-        .collect()
+/// The attached sessions of this database.
+pub fn attached() -> Vec<Attached> {
+    Attachment::attached(&shmem::get().attachments, backend::database().to_u32()).collect()
 }
 
 /// For the worker: the sessions of this database that ended, as their attachments.
 pub fn ended(database: &Database) -> Vec<i64> {
-    all_ended(database.oid.load(Relaxed)).map(|a| a.id.load(Relaxed)).collect()
+    all_ended(database.oid.load(Relaxed)).map(Attachment::id).collect()
 }
 
 /// For the worker: the claims of the session are released, its slot is free again.
 pub fn free(database: &Database, attachment: i64) {
-    if let Some(slot) = all_ended(database.oid.load(Relaxed)).find(|a| a.id.load(Relaxed) == attachment) {
-        give_back(slot);
+    if let Some(slot) = all_ended(database.oid.load(Relaxed)).find(|a| a.id() == attachment) {
+        slot.give_back();
     }
 }
 
 /// For the launcher: this database has no worker any more. Frees the slots of its sessions that ended.
 pub fn forget_ended(database: u32) {
-    all_ended(database).for_each(give_back);
-}
-
-/// Frees the slot of a session that ended; of several who try, one does.
-fn give_back(slot: &Attachment) {
-    if slot.ended.compare_exchange(true, false, SeqCst, SeqCst).is_ok() {
-        slot.id.store(0, SeqCst);
-        slot.pid.store(0, SeqCst);
-    }
+    all_ended(database).for_each(Attachment::give_back);
 }
 
 fn all_ended(database: u32) -> impl Iterator<Item = &'static Attachment> {
-    shmem::get().attachments.iter().filter(move |a| a.ended.load(SeqCst) && a.database.load(Relaxed) == database)
+    Attachment::ended(&shmem::get().attachments, database)
 }

@@ -3,15 +3,17 @@
 //! Each database that has the extension has a [`Database`]. The launcher alone gives and takes them. There are as many as
 //! there can be workers.
 
+use crate::attachments::Attachment;
 use crate::counters::Counters;
+use crate::marks::Marks;
+use crate::news::News;
 use crate::prepared::Prepared;
 use crate::recount::Recount;
-use crate::ring::Ring;
 use crate::status::ByStatus;
 use crate::timers::Timers;
 use crate::{backend, clock};
 use pgrx::pg_sys;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering::*};
 
 pub const ATTACHMENTS: usize = 512;
 pub const PREPARED: usize = 1024;
@@ -20,15 +22,10 @@ pub const REQUESTS: usize = 64;
 /// Ids that wait to be announced; with more, the announcement names none.
 const RING: usize = 2048;
 
+/// Running transactions that a count remembers.
+const RUNNING: usize = 1024;
+
 pub use crate::timers::NEVER;
-
-/// Below every id.
-pub const BEFORE_ALL: i64 = i64::MIN;
-
-/// An id as a lowered mark holds it, for which [`NEVER`] means none.
-pub fn as_lowered(id: i64) -> i64 {
-    id.min(NEVER - 1)
-}
 
 /// The life of a database's worker. The launcher moves Idle to Starting; the worker moves on to Running, and back to Idle
 /// when it ends.
@@ -52,12 +49,7 @@ pub struct Database {
     /// The worker found no extension here.
     pub absent: AtomicBool,
 
-    /// Every fresh or claimed event has this id or a higher one. Written by claims alone, at their commit.
-    pub low_water: AtomicI64,
-    /// Lowest id committed since a claim last looked.
-    pub lowered: AtomicI64,
-    /// No claimed event has a higher id.
-    pub high_water: AtomicI64,
+    pub marks: Marks,
     /// The last claim left events behind others in flight.
     pub waiting: AtomicBool,
     /// No claim has a higher token. Begins with the moment in microseconds, so that it is higher than what any start of the
@@ -69,32 +61,19 @@ pub struct Database {
     /// The worker did not get the claim lock in time: whoever holds it says when it lets go.
     pub claim_lock_wanted: AtomicBool,
 
-    /// More events than could be listed.
-    pub overflow: AtomicBool,
-    pub wake_due: AtomicBool,
-    pub wake_released: AtomicBool,
+    pub news: News<RING>,
     /// The tables hold what shared memory does not know of.
     pub recover: AtomicBool,
     pub recovered: AtomicBool,
     pub since: AtomicI64,
 
     pub counters: Counters,
-    pub recount: Recount,
-    pub ring: Ring<RING>,
+    pub recount: Recount<RUNNING>,
 }
 
 impl Database {
     fn reset(&self) {
-        for flag in [
-            &self.stop,
-            &self.absent,
-            &self.claim_lock_wanted,
-            &self.overflow,
-            &self.wake_due,
-            &self.wake_released,
-            &self.recover,
-            &self.recovered,
-        ] {
+        for flag in [&self.stop, &self.absent, &self.claim_lock_wanted, &self.recover, &self.recovered] {
             flag.store(false, Relaxed);
         }
         self.state.store(State::Idle as u32, Relaxed);
@@ -103,16 +82,14 @@ impl Database {
         self.ended_attachments.store(0, Relaxed);
         self.since.store(clock::now(), Relaxed);
         self.last_token.store(clock::now(), Relaxed);
-        self.ring.reset();
+        self.news.reset();
         self.forget();
     }
 
     /// Nothing is known of the tables any more. Only while nobody writes to them.
     pub fn forget(&self) {
         self.recovered.store(false, SeqCst);
-        self.low_water.store(BEFORE_ALL, SeqCst);
-        self.lowered.store(NEVER, SeqCst);
-        self.high_water.store(0, SeqCst);
+        self.marks.reset();
         self.waiting.store(false, SeqCst);
         self.timers.reset();
         self.counters.reset();
@@ -127,27 +104,14 @@ impl Database {
         }
     }
 
-    /// At commit: changes by status of that transaction.
-    pub fn count(&self, transaction: u64, changes: ByStatus) {
-        if changes != ByStatus::NONE {
-            self.recount.add(&self.counters, transaction, changes);
-        }
+    /// At commit: changes by status of that transaction. True: the table is to be counted anew.
+    pub fn count(&self, transaction: u64, changes: ByStatus) -> bool {
+        changes != ByStatus::NONE && self.recount.add(&self.counters.by_status, transaction, changes)
     }
 
     pub fn set_state(&self, state: State) {
         self.state.store(state as u32, SeqCst);
     }
-}
-
-/// An attached session. `pid` 0: free.
-#[repr(C)]
-pub struct Attachment {
-    pub pid: AtomicI32,
-    pub database: AtomicU32,
-    pub id: AtomicI64,
-    pub attached_at: AtomicI64,
-    pub ended: AtomicBool,
-    pub name: [AtomicU64; 8],
 }
 
 #[repr(C)]

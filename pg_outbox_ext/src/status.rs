@@ -1,5 +1,6 @@
 //! The states of an event, as `outbox_events.status` spells them.
 
+use crate::atomic::{AtomicI64, Ordering::Relaxed};
 use std::ops::{Index, IndexMut};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,9 @@ pub struct PerStatus<T>([T; Status::ALL.len()]);
 /// Events by status, as changes or as totals.
 pub type ByStatus = PerStatus<i64>;
 
+/// The same, shared between processes.
+pub type Counts = PerStatus<AtomicI64>;
+
 impl<T> PerStatus<T> {
     pub fn of(value: impl FnMut(Status) -> T) -> Self {
         PerStatus(Status::ALL.map(value))
@@ -45,6 +49,20 @@ impl ByStatus {
     pub fn add(&mut self, other: ByStatus) {
         for status in Status::ALL {
             self[status] += other[status];
+        }
+    }
+}
+
+impl Counts {
+    pub fn add(&self, delta: ByStatus) {
+        for status in Status::ALL.into_iter().filter(|status| delta[*status] != 0) {
+            self[status].fetch_add(delta[status], Relaxed);
+        }
+    }
+
+    pub fn set(&self, counts: ByStatus) {
+        for status in Status::ALL {
+            self[status].store(counts[status], Relaxed);
         }
     }
 }

@@ -166,6 +166,18 @@ impl Timers {
         self.due.moment().min(self.retention.moment()).min(self.leases.moment())
     }
 
+    /// For the worker, before it sleeps: until when it may. None: there is something to do. Whoever did not see the alarm
+    /// set has done its work before `asked` looks.
+    pub fn arm(&self, asked: impl FnOnce() -> bool) -> Option<i64> {
+        let until = self.moment();
+        self.alarm.set(until);
+        if asked() || self.moment() < until {
+            self.alarm.clear();
+            return None;
+        }
+        Some(until)
+    }
+
     /// For the worker: everything is to be looked at anew at that moment, because the clock or a setting has changed.
     pub fn look_at_all(&self, at: i64) {
         self.due.set(at);
@@ -194,9 +206,7 @@ mod tests {
 
     /// The worker goes to sleep, if nothing keeps it from it. Returns until when it sleeps.
     fn sleep(timers: &Timers) -> Option<i64> {
-        let until = timers.moment();
-        timers.alarm.set(until);
-        (timers.moment() >= until).then_some(until)
+        timers.arm(|| false)
     }
 
     #[test]

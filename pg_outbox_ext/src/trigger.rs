@@ -3,8 +3,8 @@
 
 use crate::commit::note;
 use crate::counters::bucket;
+use crate::marks::as_lowered;
 use crate::note::{Note, Rows};
-use crate::shmem::as_lowered;
 use crate::status::Status;
 use crate::{clock, guc};
 use pgrx::pg_sys;

@@ -171,7 +171,7 @@ impl Worker {
         wake::launcher(shmem::get());
         // First recovery, if it comes through at once. Whatever there is to tell, this tells consumers to look at all.
         self.chores.one();
-        database.overflow.store(false, SeqCst);
+        database.news.all_is_told();
         self.notify(vec![pack::wake_up("startup")], Vec::new());
         while !database.stop.load(SeqCst) && !TERMINATED.load(SeqCst) {
             if settings::reload() {
@@ -192,9 +192,7 @@ impl Worker {
     /// Something is to be announced, and no failure is to be waited out.
     fn has_news(&self) -> bool {
         let database = self.database;
-        let raised = [&database.overflow, &database.wake_due, &database.wake_released];
-        self.unsent.left(clock::monotonic()) == 0
-            && (database.ring.len() > 0 || raised.iter().any(|flag| flag.load(SeqCst)))
+        self.unsent.left(clock::monotonic()) == 0 && database.news.is_any()
     }
 
     /// New events and wake-ups; false: there were none.
@@ -207,12 +205,8 @@ impl Worker {
             sleep::for_latch(Some((wait + 999) / 1000));
         }
         let database = self.database;
-        let flags =
-            [(&database.overflow, "overflow"), (&database.wake_due, "due"), (&database.wake_released, "released")];
-        let raised = flags.into_iter().filter(|(flag, _)| flag.swap(false, SeqCst));
-        let payloads = raised.map(|(_, reason)| pack::wake_up(reason)).collect();
-        let ids: Vec<i64> = std::iter::from_fn(|| database.ring.pop()).take(BATCH).collect();
-        self.notify(payloads, ids);
+        let (reasons, ids) = database.news.take(BATCH);
+        self.notify(reasons.map(pack::wake_up).collect(), ids);
         true
     }
 
@@ -247,7 +241,7 @@ impl Worker {
 
     fn not_sent(&mut self, failure: &Failure) {
         // Which it were, nobody has to know: consumers look at the tables.
-        self.database.overflow.store(true, SeqCst);
+        self.database.news.look_at_all();
         self.unsent.failed(clock::monotonic());
         if self.unsent.is_worth_a_line() {
             failure.log(c"notifying");
@@ -261,18 +255,19 @@ impl Worker {
             let _again_in = unsafe { pg_sys::pgstat_report_stat(true) };
         }
         let database = self.database;
-        let until = database.timers.moment();
-        database.timers.alarm.set(until);
-        // Whoever did not see the alarm set has done its work before this.
-        let asked = database.stop.load(SeqCst)
-            || database.recover.load(SeqCst)
-            || database.ended_attachments.load(SeqCst) > 0
-            || database.recount.is_spoiled()
-            || database.timers.moment() < until;
-        if !asked && !self.has_news() && self.bed.sleep(self.sleep_ms(until)) {
-            self.chores.look_at_all();
+        let asked = || {
+            database.stop.load(SeqCst)
+                || database.recover.load(SeqCst)
+                || database.ended_attachments.load(SeqCst) > 0
+                || database.recount.is_spoiled()
+                || self.has_news()
+        };
+        if let Some(until) = database.timers.arm(asked) {
+            if self.bed.sleep(self.sleep_ms(until)) {
+                self.chores.look_at_all();
+            }
+            database.timers.alarm.clear();
         }
-        database.timers.alarm.clear();
     }
 
     /// How long to sleep, in milliseconds; none: until woken.

@@ -1,0 +1,137 @@
+use loom::sync::atomic::{AtomicBool, Ordering::*};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use outbox_models::model;
+use outbox_models::timers::NEVER;
+
+const EVENTS: usize = 3;
+
+/// The table as snapshots show it, and who holds the claim lock.
+#[derive(Default)]
+struct Stage {
+    marks: Marks,
+    visible: [AtomicBool; EVENTS],
+    claimed: Mutex<[bool; EVENTS]>,
+}
+
+impl Stage {
+    /// Event 2 was settled, and the mark is behind it. The ids before it were drawn by transactions that are still open.
+    fn set() -> Arc<Self> {
+        let stage = Stage::default();
+        stage.marks.reset();
+        stage.marks.find(3, 2);
+        stage.visible[2].store(true, Release);
+        stage.claimed.lock().unwrap()[2] = true;
+        Arc::new(stage)
+    }
+
+    /// A commit: visible first, then its callback.
+    fn commit(&self, id: usize) {
+        self.visible[id].store(true, Release);
+        self.marks.lower(id as i64);
+    }
+
+    /// The callback ran before the commit was visible: what the extension must not do.
+    fn commit_too_early(&self, id: usize) {
+        self.marks.lower(id as i64);
+        self.visible[id].store(true, Release);
+    }
+
+    /// Takes every fresh event from the mark on, and sets the mark behind them.
+    fn claim(&self, commits: bool) {
+        let mut claimed = self.claimed.lock().unwrap();
+        let (low_water, _) = self.marks.take_over();
+        let snapshot: Vec<usize> = (0..EVENTS).filter(|id| self.visible[*id].load(Acquire)).collect();
+        self.end_claim(&mut claimed, low_water, &snapshot, commits);
+    }
+
+    /// With a snapshot from before the lowered mark was taken over: what `_set_water` and SQL must not do.
+    fn claim_with_old_snapshot(&self) {
+        let mut claimed = self.claimed.lock().unwrap();
+        let snapshot: Vec<usize> = (0..EVENTS).filter(|id| self.visible[*id].load(Acquire)).collect();
+        let (low_water, _) = self.marks.take_over();
+        self.end_claim(&mut claimed, low_water, &snapshot, true);
+    }
+
+    fn end_claim(&self, claimed: &mut [bool; EVENTS], low_water: i64, snapshot: &[usize], commits: bool) {
+        let taken: Vec<usize> =
+            snapshot.iter().copied().filter(|id| *id as i64 >= low_water && !claimed[*id]).collect();
+        if commits {
+            taken.iter().for_each(|id| claimed[*id] = true);
+            // All are claimed, and settled at once: `_advance_low_water` finds nothing, and goes past all.
+            self.marks.set(EVENTS as i64, taken.iter().max().map_or(0, |id| *id as i64));
+        }
+    }
+
+    /// The next claim would find all that is fresh.
+    fn check(&self) {
+        self.claim(true);
+        let claimed = self.claimed.lock().unwrap();
+        for id in 0..EVENTS {
+            let lost = self.visible[id].load(Acquire) && !claimed[id];
+            assert!(!lost, "event {id} is below the marks: no claim finds it");
+        }
+        assert_eq!(self.marks.lowest(), self.marks.low_water().min(NEVER - 1));
+    }
+}
+
+fn spawn(stage: &Arc<Stage>, act: impl FnOnce(&Stage) + Send + 'static) -> thread::JoinHandle<()> {
+    let stage = stage.clone();
+    thread::spawn(move || act(&stage))
+}
+
+/// Two transactions with low ids commit late, while claims walk from a mark above them.
+pub fn late_commits_are_found() {
+    model(|| {
+        let stage = Stage::set();
+        let commits = [1, 0].map(|id| spawn(&stage, move |stage| stage.commit(id)));
+        stage.claim(true);
+        commits.into_iter().for_each(|commit| commit.join().unwrap());
+        stage.check();
+    });
+}
+
+/// A claim that took a lowered mark over does not commit.
+pub fn a_claim_that_rolls_back_loses_nothing() {
+    model(|| {
+        let stage = Stage::set();
+        let commit = spawn(&stage, |stage| stage.commit(0));
+        stage.claim(false);
+        commit.join().unwrap();
+        stage.check();
+    });
+}
+
+/// Two claims in turn, while a late commit lowers the mark.
+pub fn claims_in_turn_find_a_late_commit() {
+    model(|| {
+        let stage = Stage::set();
+        let claim = spawn(&stage, |stage| stage.claim(false));
+        stage.commit(0);
+        claim.join().unwrap();
+        let claim = spawn(&stage, |stage| stage.claim(true));
+        stage.commit(1);
+        claim.join().unwrap();
+        stage.check();
+    });
+}
+
+pub fn lowered_before_it_is_visible() {
+    model(|| {
+        let stage = Stage::set();
+        let commit = spawn(&stage, |stage| stage.commit_too_early(0));
+        stage.claim(true);
+        commit.join().unwrap();
+        stage.check();
+    });
+}
+
+pub fn walked_with_an_old_snapshot() {
+    model(|| {
+        let stage = Stage::set();
+        let commit = spawn(&stage, |stage| stage.commit(0));
+        stage.claim_with_old_snapshot();
+        commit.join().unwrap();
+        stage.check();
+    });
+}
