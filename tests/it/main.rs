@@ -54,5 +54,6 @@ mod strings;
 mod surface;
 mod throttle;
 mod timers;
+mod upgrade;
 mod wakeups;
 mod webhooks;
