@@ -4,7 +4,6 @@
 PG_CONFIG ?= $(shell scripts/pg_config.sh 2>/dev/null)
 DESTDIR ?=
 ONLY ?=
-VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pg_outbox_ext/pg_outbox.control)
 
 # Expanded when a recipe runs, because `make demo` may have installed PostgreSQL a moment ago.
 major = $(shell '$(PG_CONFIG)' --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
@@ -60,7 +59,7 @@ unit: needs-postgresql
 
 ##   install            build the extension and install it for that PostgreSQL; DESTDIR= is honoured
 install: library
-	@scripts/install.sh '$(PG_CONFIG)' '$(library_target)/release/libpg_outbox.so' '$(VERSION)' '$(DESTDIR)'
+	@DESTDIR='$(DESTDIR)' scripts/install.sh '$(PG_CONFIG)' '$(library_target)/release/libpg_outbox.so'
 
 ##   library            build the extension
 library: needs-postgresql

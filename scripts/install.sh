@@ -1,18 +1,14 @@
 #!/usr/bin/env bash
-# Installs the built extension for one PostgreSQL. Arguments: pg_config, library, version, DESTDIR.
+# Installs the built extension for one PostgreSQL. Arguments: pg_config, library. DESTDIR is honoured.
 set -euo pipefail
-pg_config=$1 library=$2 version=$3 destdir=${4:-}
+pg_config=$1 library=$2 destdir=${DESTDIR:-}
 cd "$(dirname "$0")/.."
 libdir=$destdir$("$pg_config" --pkglibdir) extdir=$destdir$("$pg_config" --sharedir)/extension
 
 staged=$(mktemp -d)
 trap 'rm -rf "$staged"' EXIT
 cp "$library" "$staged/pg_outbox.so"
-cp pg_outbox_ext/pg_outbox.control "$staged/"
-cat sql/[0-9]*.sql > "$staged/pg_outbox--$version.sql"
-for upgrade in sql/upgrade/*.sql; do
-    [ ! -e "$upgrade" ] || cp "$upgrade" "$staged/"
-done
+scripts/extension-files.sh "$staged"
 
 # If the same files are there already, nothing is written, so no right to write is needed.
 same=yes
@@ -33,4 +29,4 @@ fi
 "${sudo[@]}" rm -f "$libdir/pg_outbox.so"
 "${sudo[@]}" install -m 755 "$staged/pg_outbox.so" "$libdir/"
 "${sudo[@]}" install -m 644 "$staged"/*.control "$staged"/*.sql "$extdir/"
-echo "installed pg_outbox $version into $libdir and $extdir"
+echo "installed pg_outbox into $libdir and $extdir"

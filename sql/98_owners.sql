@@ -49,7 +49,7 @@ CREATE FUNCTION outbox._close() RETURNS void
     LANGUAGE plpgsql SET check_function_bodies = off
 AS $$
 DECLARE
-    v_superusers CONSTANT text := '^outbox\.(grant_.*|_grant_apart|_close|_members|_owner_of|adopt|release_adopted)\(';
+    v_superusers CONSTANT text := '^outbox\.(grant_.*|_grant_apart|_grant_again|_close|_members|_owner_of|adopt|release_adopted)\(';
     v record;
     v_object text;
     v_grantee oid;
@@ -59,7 +59,8 @@ BEGIN
         IF v.guardable AND v.identity NOT LIKE 'outbox.publish(%' THEN
             EXECUTE regexp_replace(pg_get_functiondef(v.object), '\n LANGUAGE plpgsql\n', E'\n LANGUAGE outbox_plpgsql\n');
         END IF;
-        IF v.wanted IS NOT NULL AND NOT v.follows THEN
+        -- To give a table to its owner again would still wait for everybody who reads or writes it.
+        IF v.wanted IS NOT NULL AND NOT v.follows AND v.owner <> to_regrole(v.wanted::text) THEN
             EXECUTE format('ALTER %s OWNER TO %I', v_object, v.wanted);
         END IF;
         CONTINUE WHEN v.closed;
@@ -76,6 +77,28 @@ END
 $$;
 COMMENT ON FUNCTION outbox._close() IS
     'gives new objects their owners, puts definers under guard, and takes all privileges from everybody else';
+
+-- What pg_dump is to see, as all that was granted to roles of the operator's own: see outbox._grant_apart().
+CREATE FUNCTION outbox._grant_again() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v record;
+BEGIN
+    FOR v IN SELECT part.grants, a.grantee::regrole AS role
+               FROM (VALUES ('outbox.grant_producer', 'outbox.publish'), ('outbox.grant_relay', 'outbox.settle'),
+                            ('outbox.grant_monitor', 'outbox.health'), ('outbox.grant_operator', 'outbox.remove_destination'))
+                    AS part (grants, sign)
+               JOIN pg_proc p ON p.oid = part.sign::regproc
+              CROSS JOIN LATERAL aclexplode(p.proacl) a
+              WHERE a.grantee NOT IN (0, p.proowner, 'outbox_owner'::regrole, 'outbox_keeper'::regrole)
+              ORDER BY 1, 2 LOOP
+        PERFORM outbox._grant_apart(format('SELECT %s(%L)', v.grants, v.role));
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION outbox._grant_again() IS
+    'for an upgrade: grants producers, relays, monitors and operators what their part takes by now';
 
 SELECT outbox._close();
 

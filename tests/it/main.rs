@@ -59,6 +59,4 @@ mod strings;
 mod surface;
 mod throttle;
 mod timers;
-mod troubles;
-mod wakeups;
-mod webhooks;
+mod upgrade;

@@ -1,7 +1,7 @@
 //! The relay as its users run it: the built binary, configured by its environment, ended by signals.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,10 +35,25 @@ impl Relay {
         Ok(relay)
     }
 
+    /// Starts another binary, such as that of an older version, and waits until it is attached.
+    pub async fn of(binary: &Path, database_url: &str) -> Result<Self> {
+        let relay = Self::spawn_as(command_of(binary, Some("KILL")), database_url, None, &[])?;
+        relay.ready().await?;
+        Ok(relay)
+    }
+
     /// Starts a relay and does not wait: its servers may be away.
     pub fn spawn(database_url: &str, amqp_url: Option<&str>, variables: &[(&str, &str)]) -> Result<Self> {
+        Self::spawn_as(command(Some("KILL"))?, database_url, amqp_url, variables)
+    }
+
+    fn spawn_as(
+        mut command: Command,
+        database_url: &str,
+        amqp_url: Option<&str>,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let port = scratch::free_port()?;
-        let mut command = command(Some("KILL"))?;
         command.arg("run").env("DATABASE_URL", database_url).env("HTTP_LISTEN", format!("127.0.0.1:{port}"));
         command.env("OUTBOX_LOG_FORMAT", "json").env("OUTBOX_WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8");
         if let Some(url) = amqp_url {
@@ -136,11 +151,15 @@ impl Drop for Relay {
 
 /// The relay's binary with an environment that holds nothing of its settings.
 pub fn command(on_parent_death: Option<&str>) -> Result<Command> {
+    Ok(command_of(&binary()?, on_parent_death))
+}
+
+fn command_of(binary: &Path, on_parent_death: Option<&str>) -> Command {
     let mut command = Command::new("setpriv");
     if let Some(signal) = on_parent_death {
         command.args(["--pdeathsig", signal]);
     }
-    command.arg(binary()?).stdin(Stdio::null());
+    command.arg(binary).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| {
             ["OUTBOX_", "DATABASE_", "AMQP_", "PG"].iter().any(|prefix| name.starts_with(prefix))
@@ -149,7 +168,7 @@ pub fn command(on_parent_death: Option<&str>) -> Result<Command> {
             command.env_remove(name);
         }
     }
-    Ok(command)
+    command
 }
 
 /// Cargo's target directory holds it beside the tests (or one directory above them).
