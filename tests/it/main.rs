@@ -59,4 +59,7 @@ mod strings;
 mod surface;
 mod throttle;
 mod timers;
+mod troubles;
 mod upgrade;
+mod wakeups;
+mod webhooks;
