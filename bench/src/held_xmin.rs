@@ -20,7 +20,7 @@ const PART: f64 = 0.1;
 
 const CLAIMS: &str = "SELECT sum(s.calls)::float8, sum(s.total_exec_time)::float8, sum(s.rows)::float8
     FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
-    WHERE d.datname = $1 AND s.query LIKE '%outbox.claim(%'";
+    WHERE d.datname = $1 AND s.query LIKE '%outbox.claim_for(%'";
 const LATENCY: &str =
     "SELECT percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM processed_at - created_at)
     ::float8 * 1000) FROM outbox_events

@@ -3,6 +3,7 @@
 //! A row is a file below. `sheet` collects figures and prints the table; `stage` holds the servers, `pgbench` and `load`
 //! make the inserts, `bare` publishes without an outbox, `naive` is the outbox that most people write first.
 
+mod analyzed_empty;
 mod bare;
 mod build;
 mod bulk;
@@ -20,6 +21,7 @@ mod memory;
 mod naive;
 mod pgbench;
 mod process;
+mod retention;
 mod sample;
 mod sheet;
 mod stage;
@@ -35,7 +37,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::sheet::Sheet;
 
 /// In the order in which they run.
-const ROWS: [(&str, &str); 15] = [
+const ROWS: [(&str, &str); 17] = [
     ("commit-tax", "commits/s of the application, of those without a trigger"),
     ("latency", "commit to confirm, idle and at 1,000 events/s"),
     ("drain", "a backlog of 500,000 to a quorum queue, of a bare publisher"),
@@ -49,6 +51,8 @@ const ROWS: [(&str, &str); 15] = [
     ("webhooks", "50 webhooks that take 20 ms each, 500 events/s"),
     ("destinations", "10,000 webhooks, each of a tenant of its own, of 10"),
     ("steady", "the highest rate that one relay keeps up with, and its CPU"),
+    ("retention", "events removed as fast as they come, of events that are kept"),
+    ("analyzed-empty", "1,000 events/s after ANALYZE of the empty table"),
     ("held-xmin", "2,000 events/s while a snapshot is held open"),
     ("depth", "claim, ack and stats() with 10 thousand to 10 million rows"),
 ];
@@ -56,7 +60,7 @@ const ROWS: [(&str, &str); 15] = [
 const HELP: &str = "\
 Usage: bench [ROW ...]          make bench [ONLY=\"ROW ...\"]
 
-Without a row, all of them run, in 40 minutes. Ratios are medians of turns (A B A B ...),
+Without a row, all of them run, in 50 minutes. Ratios are medians of turns (A B A B ...),
 with the least and the greatest in brackets. Raw figures go to target/bench/<row>.json.
 A row fails if another build is installed meanwhile; its file says which one it was.
 The exit code is 1 if a row could not be measured; a target that is missed is only shown.
@@ -113,6 +117,8 @@ async fn run(name: &str, sheet: &mut Sheet) -> Result<()> {
         "webhooks" => webhooks::run(sheet).await,
         "destinations" => destinations::run(sheet).await,
         "steady" => steady::run(sheet).await,
+        "retention" => retention::run(sheet).await,
+        "analyzed-empty" => analyzed_empty::run(sheet).await,
         "held-xmin" => held_xmin::run(sheet).await,
         "depth" => depth::run(sheet).await,
         _ => bail!("no row {name:?}"),
