@@ -246,6 +246,7 @@ run! {
     moving_in: "docs/moving-in.md",
     operations: "docs/operations.md",
     producers: "docs/producers.md",
+    rabbitmq: "docs/rabbitmq.md",
     the_relay: "docs/relay.md",
     scaling_out: "docs/scaling-out.md",
     testing: "docs/testing.md",
