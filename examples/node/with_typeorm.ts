@@ -6,8 +6,8 @@ import { Invoice, Order } from "./entities";
 
 export async function placeOrder(dataSource: DataSource, customer: string, amount: number) {
   return dataSource.transaction(async (manager) => {
-    const order = await manager.save(manager.create(Order, { customer, amount }));
-    const data = JSON.stringify({ order_id: order.id, customer, amount });
+    const order = await manager.save(Order, { customer, amount });
+    const data = JSON.stringify({ order_id: Number(order.id), customer, amount });
     await manager.query("SELECT outbox.publish('order.placed', $1, 'order', $2)", [data, String(order.id)]);
     return order.id;
   });

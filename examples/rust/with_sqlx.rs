@@ -1,4 +1,5 @@
-//! sqlx: the event in the transaction of the order, and a consumer that works on an event once. Not run by the tests.
+//! sqlx: the event in the transaction of the order, and a consumer that works on an event once. Not run by the
+//! tests.
 //!
 //! Use `&mut *tx` and not the pool, which takes another connection and with it another transaction.
 

@@ -6,6 +6,7 @@
 //!
 //! - `<!-- test: skip REASON -->`: the next block is not run
 //! - `<!-- test: sql`, lines, `-->`, and the same with `sh`: what the reader has and a test has not
+//! - `<!-- test: file NAME -->`: the next block, of whatever language, is written to this file
 //! - `<!-- test: until QUERY -->`: waits until the query gives true
 //!
 //! `019…` stands for the `event_id` [`EVENT_ID`], and the ports 8000 and 9464 are two that are free.
@@ -124,7 +125,7 @@ fn the_readme_is_short() -> Result<()> {
 /// What a page has its readers type, as one script.
 fn script(name: &str, text: &str) -> Result<(String, usize)> {
     let mut script = String::new();
-    let (mut blocks, mut skipped) = (0, false);
+    let (mut blocks, mut skipped, mut file) = (0, false, None);
     let mut lines = text.lines().enumerate();
     while let Some((number, line)) = lines.next() {
         let place = format!("{name}:{}", number + 1);
@@ -138,6 +139,7 @@ fn script(name: &str, text: &str) -> Result<(String, usize)> {
         if let Some(directive) = line.strip_prefix("<!-- test: ") {
             match directive.strip_suffix(" -->").unwrap_or(directive).split_once(' ') {
                 Some(("skip", reason)) if !reason.is_empty() => skipped = true,
+                Some(("file", name)) => file = Some(name),
                 Some(("until", query)) => step(&mut script, &place, &format!("until_true {}\n", quoted(query)))?,
                 None if directive == "sql" => sql(&mut script, &place, &until("-->", &mut lines))?,
                 None if directive == "sh" => step(&mut script, &place, &until("-->", &mut lines))?,
@@ -148,7 +150,10 @@ fn script(name: &str, text: &str) -> Result<(String, usize)> {
             let block = until(&format!("{indent}```"), &mut lines);
             let block: String =
                 block.lines().map(|line| format!("{}\n", line.strip_prefix(&indent).unwrap_or(line))).collect();
-            if language == "sql" || language == "sh" {
+            if let Some(name) = file.take() {
+                blocks += 1;
+                step(&mut script, &place, &format!("cat > {name} <<'END_OF_FILE'\n{block}END_OF_FILE\n"))?;
+            } else if language == "sql" || language == "sh" {
                 blocks += 1;
                 match (std::mem::take(&mut skipped), language) {
                     (true, _) => {}
@@ -241,9 +246,12 @@ run! {
     moving_in: "docs/moving-in.md",
     operations: "docs/operations.md",
     producers: "docs/producers.md",
+    rabbitmq: "docs/rabbitmq.md",
+    the_relay: "docs/relay.md",
     scaling_out: "docs/scaling-out.md",
     testing: "docs/testing.md",
     troubleshooting: "docs/troubleshooting.md",
+    webhooks: "docs/webhooks.md",
     webhooks_for_customers: "docs/webhooks-for-customers.md",
 }
 

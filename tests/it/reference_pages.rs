@@ -57,10 +57,11 @@ async fn the_settings_are_those_of_the_server() -> Result<()> {
     let world = World::new().await?;
     let mut page = String::from(
         "# Settings of PostgreSQL\n\n\
-         Only a superuser may change them: in `postgresql.conf`, or with `ALTER SYSTEM` and `SELECT pg_reload_conf()`. What\n\
-         they do is explained in [notifications](../consumers.md#notifications), [retention](../operations.md#retention),\n\
-         [the inbox](../consumers.md#inbox) and [addresses of webhooks](../webhooks.md#addresses).\n\n\
-         | setting | type | default | |\n| --- | --- | --- | --- |\n",
+         Superusers change theirs in `postgresql.conf`, or with `ALTER SYSTEM` and `SELECT pg_reload_conf()`; anybody may use\n\
+         `SET` for the others. What they do is explained in [notifications](../consumers.md#notifications),\n\
+         [retention](../operations.md#retention), [the inbox](../consumers.md#inbox) and\n\
+         [addresses of webhooks](../webhooks.md#addresses).\n\n\
+         | setting | type | default | changed by | |\n| --- | --- | --- | --- | --- |\n",
     );
     let sql = "SELECT name, vartype, boot_val, coalesce(unit, ''), coalesce(array_to_string(enumvals, ', '), ''),
                       short_desc, coalesce(extra_desc, ''), context
@@ -68,7 +69,11 @@ async fn the_settings_are_those_of_the_server() -> Result<()> {
     for row in world.session.query(sql, &[]).await? {
         let [name, kind, default, unit, values, short, long, context]: [String; 8] =
             std::array::from_fn(|column| row.get::<_, Option<String>>(column).unwrap_or_default());
-        ensure!(context == "superuser", "{name} may be changed by others: {context}");
+        let who = match context.as_str() {
+            "superuser" => "superusers",
+            "user" => "anybody",
+            _ => bail!("{name} is set when {context}, which this page does not explain"),
+        };
         ensure!(!short.is_empty(), "{name} has no description");
         let kind = match (kind.as_str(), unit.is_empty()) {
             ("enum", _) => values.split(", ").map(code).collect::<Vec<_>>().join(", "),
@@ -79,7 +84,7 @@ async fn the_settings_are_those_of_the_server() -> Result<()> {
         let shown = format!("SELECT current_setting('{name}') FROM set_config('{name}', $1, false)");
         let shown: String = world.session.query_one(&shown, &[&default]).await?.get(0);
         let shown = if shown.is_empty() { "empty".to_owned() } else { code(&shown) };
-        writeln!(page, "| `{name}` | {kind} | {shown} | {} |", cell(format!("{short} {long}").trim()))?;
+        writeln!(page, "| `{name}` | {kind} | {shown} | {who} | {} |", cell(format!("{short} {long}").trim()))?;
     }
     compare("settings.md", &page)
 }
