@@ -30,6 +30,8 @@ pub mod status;
 #[path = "../../pg_outbox_ext/src/timers.rs"]
 pub mod timers;
 
+pub mod protocol;
+
 /// The same files with one step changed: see `build.rs`.
 #[allow(clippy::all, unused, reason = "they are broken on purpose")]
 pub mod broken {
