@@ -52,6 +52,7 @@ mod smoke;
 mod statistics;
 mod strings;
 mod surface;
+mod systemd;
 mod throttle;
 mod timers;
 mod upgrade;
