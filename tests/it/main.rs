@@ -33,6 +33,7 @@ mod outages;
 mod owed;
 mod own_events;
 mod owners;
+mod packages;
 mod page;
 mod page_in_browser;
 mod pools;
