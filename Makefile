@@ -14,7 +14,7 @@ library_cargo = PGRX_PG_CONFIG_PATH='$(PG_CONFIG)' CARGO_TARGET_DIR='$(library_t
 # With a name only the integration tests that match it, else all tests of the package.
 tests = $(if $(strip $(ONLY)),--test it -- $(ONLY))
 
-.PHONY: help setup demo up down test check lint unit bench install library relay clean needs-postgresql
+.PHONY: help setup demo up down test check lint unit bench install library relay packages clean needs-postgresql
 
 ## Usage: make TARGET [PG_CONFIG=/path/to/pg_config]
 ##
@@ -68,6 +68,10 @@ library: needs-postgresql
 ##   relay              build the relay: target/release/outbox-relay
 relay:
 	@cargo build --release -p outbox-relay
+
+##   packages           .deb files of the relay and of the extension for each PostgreSQL of Debian's, in target/packages
+packages: setup
+	@scripts/packages.sh
 
 ##   setup              install what building and testing need; does nothing when all is there
 setup:

@@ -11,7 +11,7 @@
 //! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
 //! - `logging`, `metrics`, `http`, `check`, `ui`: what an operator looks at
-//! - `backoff`, `timer`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
+//! - `backoff`, `timer`, `shutdown`, `systemd`, `limits`: when to try again, when to stop, what the system is told and grants
 
 #![forbid(unsafe_code)]
 
@@ -48,6 +48,7 @@ mod served;
 mod session;
 mod shutdown;
 mod store;
+mod systemd;
 mod timer;
 mod trace;
 mod ui;
@@ -69,6 +70,7 @@ use crate::metrics::Metrics;
 use crate::postgres::Connector;
 use crate::session::{Current, Sessions};
 use crate::shutdown::Shutdown;
+use crate::systemd::Systemd;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -135,13 +137,20 @@ async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environ
         ui.map(|ui| ui::pages(ui, config.http_listen.port(), &config.consumer, connector.clone())).transpose()?;
     http::serve(config.http_listen, metrics.clone(), current.clone(), pages).await?;
     let grace = config.grace_period;
-    let sessions = Sessions { config, connector, environment, metrics, current, shutdown: shutdown.clone() };
+    let systemd = Systemd::from_environment().unwrap_or_else(|error| {
+        tracing::warn!(%error, "NOTIFY_SOCKET can't be used");
+        Systemd::default()
+    });
+    let shutdown_too = shutdown.clone();
+    let sessions =
+        Sessions { config, connector, environment, metrics, current, shutdown: shutdown_too, systemd: systemd.clone() };
     let expired = async {
         shutdown.requested().await;
+        systemd.stopping();
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
-        result = sessions.run() => result,
+        result = systemd.watched(sessions.run()) => result,
         () = expired => {
             tracing::warn!("the grace period is over; what is still under way goes back");
             Ok(())

@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::postgres::{Connector, Pair};
 use crate::shutdown::Shutdown;
 use crate::store::Store;
+use crate::systemd::Systemd;
 use crate::ui;
 
 /// Until a session listens and is attached; beyond that something stands in the way that may be gone at the next try.
@@ -52,6 +53,7 @@ pub struct Sessions {
     pub metrics: Metrics,
     pub current: Current,
     pub shutdown: Shutdown,
+    pub systemd: Systemd,
 }
 
 impl Sessions {
@@ -72,7 +74,9 @@ impl Sessions {
                 Err(error @ Error::Configuration(_)) => return Err(error),
                 Err(error) => error,
             };
-            self.current.set(Err(format!("no session with PostgreSQL: {error}")));
+            let reason = format!("no session with PostgreSQL: {error}");
+            self.systemd.waiting(&reason);
+            self.current.set(Err(reason));
             self.metrics.reconnects.inc();
             if started.elapsed() > Duration::from_secs(30) {
                 backoff.reset();
@@ -105,6 +109,7 @@ impl Sessions {
         };
         self.current.set(Ok(store.clone()));
         self.metrics.connected.set(1);
+        self.systemd.ready();
         tracing::info!(consumer = self.config.consumer, database = self.connector.target(), "listening");
         let mut dispatcher = Dispatcher::new(store, self.environment.clone(), self.config.tuning, self.metrics.clone());
         tokio::select! {

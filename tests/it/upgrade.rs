@@ -53,14 +53,6 @@ async fn catalog(session: &Session) -> Result<BTreeSet<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-#[test]
-fn one_version_is_said_everywhere() -> Result<()> {
-    let control = std::fs::read_to_string(repository().join("pg_outbox_ext/pg_outbox.control"))?;
-    let version = env!("CARGO_PKG_VERSION");
-    ensure!(control.contains(&format!("\ndefault_version = '{version}'\n")), "{version} is not in {control}");
-    Ok(())
-}
-
 #[tokio::test]
 async fn an_updated_extension_is_what_a_new_one_is() -> Result<()> {
     let cluster = Cluster::shared().await?;
