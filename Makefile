@@ -13,8 +13,10 @@ library_target = $(if $(filter 15,$(major)),target,target/pg$(major))
 library_cargo = PGRX_PG_CONFIG_PATH='$(PG_CONFIG)' CARGO_TARGET_DIR='$(library_target)' cargo
 # With a name only the integration tests that match it, else all tests of the package.
 tests = $(if $(strip $(ONLY)),--test it -- $(ONLY))
+# How long, and which seed.
+soak = $(if $(MINUTES),--minutes $(MINUTES),--hours $(or $(HOURS),1)) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup demo up down test check lint unit bench install library relay packages clean needs-postgresql
+.PHONY: help setup demo up down test check lint unit bench soak install library relay packages clean needs-postgresql
 
 ## Usage: make TARGET [PG_CONFIG=/path/to/pg_config]
 ##
@@ -44,6 +46,11 @@ test: setup
 bench: setup
 	@$(MAKE) --no-print-directory install relay
 	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-bench -- $(ONLY)
+
+##   soak [HOURS=1]     random faults under load, judged by a record outside the database; MINUTES=, SEED=; see docs/soak.md
+soak: setup
+	@$(MAKE) --no-print-directory install relay
+	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-tests --bin soak -- $(soak)
 
 ##   lint               formatting and lints
 lint: needs-postgresql
