@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use prometheus::Histogram;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::backoff::Backoff;
@@ -177,7 +178,8 @@ impl Lane {
                 self.metrics.in_flight.inc();
                 self.under_way += 1;
                 let target = self.settings.target.clone();
-                under_way.push(attempt(target, self.name.clone(), self.epoch, key, item));
+                let duration = self.metrics.duration.clone();
+                under_way.push(attempt(target, self.name.clone(), duration, self.epoch, key, item));
             }
             let wait = self.pace().not_before(Instant::now()).filter(|_| !self.queue.is_empty());
             tokio::select! {
@@ -285,6 +287,7 @@ impl Lane {
 async fn attempt(
     target: Target,
     name: Arc<str>,
+    duration: Histogram,
     epoch: u64,
     key: OrderingKey,
     item: Item,
@@ -299,7 +302,9 @@ async fn attempt(
             .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
         Err(error) => Outcome::Unable { error: error.clone() },
     };
-    ui::attempted(&item.event, &name, item.attempt, &outcome, began.elapsed());
+    let took = began.elapsed();
+    duration.observe(took.as_secs_f64());
+    ui::attempted(&item.event, &name, item.attempt, &outcome, took);
     (epoch, key, item, outcome)
 }
 

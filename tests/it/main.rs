@@ -25,6 +25,7 @@ mod locks;
 mod many;
 mod matching;
 mod messages;
+mod metrics;
 mod model;
 mod neighbours;
 mod notifications;
