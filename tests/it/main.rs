@@ -2,6 +2,7 @@
 
 mod addresses;
 mod adopt;
+mod alerts;
 mod answers;
 mod attackers;
 mod broker_side;
