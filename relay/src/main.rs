@@ -5,7 +5,7 @@
 //! `lane` keeps the order (`queue`) and calls `destination`; the outcome is entered in the `ledger`, which `dispatch`
 //! settles. `budget` and `window` bound what is held, and `windows` says what to claim next; `lease` says until when it is
 //! held, `pause`, `pauses` and `pace` when a destination is tried again and how fast; `prepare` declares what RabbitMQ
-//! destinations need; `trace` shows each step.
+//! destinations need; `trace` shows each step, and `dead_letters` says when the log names those.
 //!
 //! - `cli`, `config`, `pattern`, `amqp_url`, `error`: what the user configures
 //! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
@@ -23,6 +23,7 @@ mod check;
 mod cli;
 mod commands;
 mod config;
+mod dead_letters;
 mod destination;
 mod directory;
 mod dispatch;

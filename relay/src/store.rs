@@ -22,16 +22,18 @@ use tokio_postgres::{Client, Notification, Statement};
 use uuid::Uuid;
 
 use self::dialect::Dialect;
+use crate::dead_letters::DeadLetter;
 use crate::destination::{Event, Spec};
 use crate::directory::Which;
 use crate::error::{Error, Result};
 use crate::postgres::{Cancel, POOLED, Pair};
 
-const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
+const SETTLE: &str = "SELECT latencies, dead FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
 const RENEW: &str = "SELECT t FROM unnest($1::bigint[]) AS t \
      WHERE outbox.renew(ARRAY[t], $2::float8 * interval '1 second') > 0";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings::text, secrets, max_attempts \
      FROM outbox.relay_destinations($1::text[]) WITH ORDINALITY";
+const DISABLED: &str = "SELECT name, coalesce(last_error, '') FROM outbox.destinations WHERE name = ANY ($1::text[]) AND state = 'disabled'";
 const FIGURES: &str = "SELECT outbox.metrics($1::text[], $2::int)";
 
 /// Of `outbox.claim_for` and `outbox.claim_refs_for`.
@@ -265,13 +267,20 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Settles many events at once. Returns, of each that is processed now, the seconds since it could be delivered.
-    pub async fn settle(&self, tokens: &[i64], ids: &[i64], exceptions: &[Exception]) -> Result<Vec<f64>> {
+    /// Settles many events at once. Returns, of each that is processed now, the seconds since it could be delivered; and the
+    /// deliveries that are dead letters now.
+    pub async fn settle(
+        &self,
+        tokens: &[i64],
+        ids: &[i64],
+        exceptions: &[Exception],
+    ) -> Result<(Vec<f64>, Vec<DeadLetter>)> {
         let exceptions: Vec<Exception> = exceptions.iter().map(|e| self.storable(e)).collect();
         let exceptions = Json(&exceptions);
         let parameters: [&(dyn ToSql + Sync); 3] = [&tokens, &ids, &exceptions];
         let row = self.settles.on(self.settles.client.query_one(&self.settle, &parameters)).await?;
-        Ok(row.try_get(0)?)
+        let dead: Option<Json<Vec<DeadLetter>>> = row.try_get(1)?;
+        Ok((row.try_get(0)?, dead.map(|Json(dead)| dead).unwrap_or_default()))
     }
 
     /// Starts the leases of these claims anew; those that were still open.
@@ -308,6 +317,13 @@ impl Store {
 
     pub async fn destinations(&self, which: &Which) -> Result<Vec<Spec>> {
         self.settles.on(destinations(&self.settles.client, which)).await
+    }
+
+    /// Why each of these destinations is disabled, of those that are.
+    pub async fn disabled(&self, names: &[Arc<str>]) -> Result<Vec<(String, String)>> {
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        let rows = self.settles.on(self.settles.client.query(DISABLED, &[&names])).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
     pub async fn webhook_allow_networks(&self) -> Result<String> {

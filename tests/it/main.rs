@@ -23,6 +23,7 @@ mod inbox;
 mod layers;
 mod lifecycle;
 mod locks;
+mod logs;
 mod many;
 mod matching;
 mod messages;
