@@ -59,7 +59,8 @@ BEGIN
              OR EXISTS (SELECT FROM outbox.destination t
                          WHERE t.name = f.destination AND NOT t.paused AND t.disabled_reason IS NULL
                            AND t.circuit_failures = 0 AND t.unable_at IS NULL)),
-        (SELECT e.available_at FROM @extschema@.outbox_events e
+        -- It may be scheduled for any moment of the past.
+        (SELECT greatest(e.available_at, e.created_at) FROM @extschema@.outbox_events e
           WHERE e.available_at <= v_now AND e.available_at IS NOT NULL AND NOT e.routed AND e.status = 'pending' AND NOT e.listed
           ORDER BY e.available_at LIMIT 1),
         (SELECT d.next_attempt_at FROM outbox.delivery d

@@ -155,3 +155,16 @@ async fn a_scrape_is_cheap_however_many_destinations_there_are_and_however_much_
     ensure!(fastest < Duration::from_millis(700), "{fastest:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn an_event_that_was_scheduled_for_ever_ago_breaks_no_figure() -> Result<()> {
+    let world = World::new().await?;
+    world.execute("SELECT outbox.publish('a', '{}', available_at => '-infinity')").await?;
+    for figures in [
+        "SELECT oldest_pending < '1 hour' FROM outbox.stats()",
+        "SELECT (outbox.metrics() ->> 'deliverable_s')::float8 < 3600",
+    ] {
+        ensure!(world.session.one::<bool>(figures).await?, "{figures}");
+    }
+    Ok(())
+}
