@@ -20,6 +20,7 @@ use crate::ledger::{Ended, Key};
 use crate::metrics::LaneMetrics;
 use crate::pace::Pace;
 use crate::queue::{OrderingKey, Queue};
+use crate::spans::{self, Span};
 use crate::timer::sleep_until;
 use crate::{trace, ui};
 
@@ -294,14 +295,20 @@ async fn attempt(
 ) -> (u64, OrderingKey, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let began = Instant::now();
+    let span = spans::begin(&item.event);
+    let traceparent = span.as_ref().map(Span::traceparent);
     let outcome = match &*target {
         // A fault of the relay's own costs no event anything, and the lane goes on.
-        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt))
+        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt, traceparent.as_deref()))
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
         Err(error) => Outcome::Unable { error: error.clone() },
     };
+    if let Some(span) = span {
+        let of_kind = target.as_ref().as_ref().map(|to| to.attributes(&item.event)).unwrap_or_default();
+        span.end(&name, &item.event, item.attempt, of_kind, &outcome);
+    }
     let took = began.elapsed();
     duration.observe(took.as_secs_f64());
     ui::attempted(&item.event, &name, item.attempt, &outcome, took);

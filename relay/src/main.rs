@@ -10,7 +10,7 @@
 //! - `cli`, `config`, `pattern`, `amqp_url`, `error`: what the user configures
 //! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
-//! - `logging`, `metrics`, `http`, `check`, `ui`: what an operator looks at
+//! - `logging`, `metrics`, `http`, `check`, `ui`, `spans`: what an operator looks at
 //! - `backoff`, `timer`, `shutdown`, `limits`: when to try again, when to stop, what the system grants
 
 #![forbid(unsafe_code)]
@@ -48,6 +48,7 @@ mod queue;
 mod served;
 mod session;
 mod shutdown;
+mod spans;
 mod store;
 mod timer;
 mod trace;
@@ -122,6 +123,9 @@ fn start(cli: &Cli, options: &Options) -> Result<Outcome> {
     done
 }
 
+/// At the end the collector has so long to take the last spans.
+const LAST_SPANS: std::time::Duration = std::time::Duration::from_secs(2);
+
 fn failed() -> Error {
     Error::Server("the relay failed, see the line before".into())
 }
@@ -130,6 +134,9 @@ fn failed() -> Error {
 async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environment>) -> Result<()> {
     let metrics = Metrics::new(config.metrics_destinations).map_err(|error| Error::Server(error.to_string()))?;
     let current = Current::default();
+    if let Some(settings) = config.spans.clone() {
+        spans::start(settings, &config.consumer, &metrics).map_err(Error::Server)?;
+    }
     let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     let ui = config.ui.as_ref();
     let pages =
@@ -141,8 +148,13 @@ async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environ
         shutdown.requested().await;
         tokio::time::sleep(grace).await;
     };
+    let work = async {
+        let result = sessions.run().await;
+        spans::finish(LAST_SPANS).await;
+        result
+    };
     tokio::select! {
-        result = sessions.run() => result,
+        result = work => result,
         () = expired => {
             tracing::warn!("the grace period is over; what is still under way goes back");
             Ok(())

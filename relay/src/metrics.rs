@@ -35,6 +35,8 @@ pub struct Metrics {
     pub notifications: IntCounter,
     pub connected: IntGauge,
     pub reconnects: IntCounter,
+    pub spans_sent: IntCounter,
+    pub spans_dropped: IntCounter,
 }
 
 /// The destinations with series of their own.
@@ -133,6 +135,12 @@ impl Metrics {
             )?,
             notifications: counter(r, "outbox_relay_notifications_total", "Notifications received.")?,
             connected: gauge(r, "outbox_relay_connected", "1 while the relay listens and is attached.")?,
+            spans_sent: counter(r, "outbox_relay_spans_sent_total", "Spans that the collector has taken.")?,
+            spans_dropped: counter(
+                r,
+                "outbox_relay_spans_dropped_total",
+                "Spans that the collector did not take, or that there was no room for.",
+            )?,
             reconnects: counter(r, "outbox_relay_reconnects_total", "Sessions with PostgreSQL that were lost.")?,
             registry,
         })

@@ -57,5 +57,6 @@ mod strings;
 mod surface;
 mod throttle;
 mod timers;
+mod traces;
 mod wakeups;
 mod webhooks;

@@ -152,7 +152,7 @@ async fn a_scrape_is_cheap_however_many_destinations_there_are_and_however_much_
         ensure!(text.len() < 50_000, "{} bytes", text.len());
     }
     // The machine may be busy with other tests.
-    ensure!(fastest < Duration::from_millis(700), "{fastest:?}");
+    ensure!(fastest < Duration::from_millis(1500), "{fastest:?}");
     Ok(())
 }
 
