@@ -23,6 +23,7 @@ have /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
 have /usr/sbin/pgbouncer pgbouncer
 command -v chromium >/dev/null || missing+=(chromium)
 command -v chromedriver >/dev/null || missing+=(chromium-driver)
+command -v prometheus >/dev/null && command -v promtool >/dev/null || missing+=(prometheus)
 command -v curl >/dev/null || missing+=(curl)
 libclang || missing+=(libclang-dev clang)
 command -v pkg-config >/dev/null || missing+=(pkg-config)

@@ -31,7 +31,7 @@
 --   91 recognise       what the columns of an application's own outbox table mean
 --   93 stand in        the view that stands in such a table's place
 --   94 adopt           taking over such a table, and giving it back
---   88 stats   89 health   90 views   92 relay   95 grants   98 owners   99 start
+--   88 stats   89 health   90 views   92 metrics   92 relay   95 grants   98 owners   99 start
 
 \echo Use "CREATE EXTENSION pg_outbox" to load this file. \quit
 

@@ -139,6 +139,74 @@ CREATE TRIGGER note_due_insert AFTER INSERT ON outbox.delivery
 CREATE TRIGGER note_due_update AFTER UPDATE ON outbox.delivery
     REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox._note_due();
 
+-- How many deliveries each destination has. Whoever changes deliveries holds the claim lock, so nobody waits for these rows.
+-- What comes with a restore is counted when it is complete, by outbox._recount_deliveries().
+CREATE FUNCTION outbox._tally_insert() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+BEGIN
+    INSERT INTO outbox.tally AS t (destination, waiting, dead)
+    SELECT c.destination, count(*) FILTER (WHERE c.status <> 'failed'), count(*) FILTER (WHERE c.status = 'failed')
+      FROM changed c GROUP BY c.destination
+    ON CONFLICT ON CONSTRAINT tally_pkey
+    DO UPDATE SET waiting = t.waiting + excluded.waiting, dead = t.dead + excluded.dead;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._tally_insert() IS 'counts deliveries that were listed';
+
+CREATE FUNCTION outbox._tally_update() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+BEGIN
+    -- Claims and retries change no count.
+    IF EXISTS (SELECT FROM changed c WHERE c.status = 'failed') OR EXISTS (SELECT FROM before b WHERE b.status = 'failed') THEN
+        UPDATE outbox.tally t SET waiting = t.waiting - n.died, dead = t.dead + n.died
+          FROM (SELECT u.destination, sum(u.n) AS died
+                  FROM (SELECT c.destination, 1 AS n FROM changed c WHERE c.status = 'failed'
+                        UNION ALL SELECT b.destination, -1 FROM before b WHERE b.status = 'failed') u
+                 GROUP BY u.destination) n
+         WHERE t.destination = n.destination AND n.died <> 0;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._tally_update() IS 'counts deliveries that became dead letters, or are owed again';
+
+CREATE FUNCTION outbox._tally_delete() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+BEGIN
+    UPDATE outbox.tally t SET waiting = t.waiting - n.waiting, dead = t.dead - n.dead
+      FROM (SELECT b.destination, count(*) FILTER (WHERE b.status <> 'failed') AS waiting,
+                   count(*) FILTER (WHERE b.status = 'failed') AS dead
+              FROM before b GROUP BY b.destination) n
+     WHERE t.destination = n.destination;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION outbox._tally_delete() IS 'counts deliveries that were made, purged or removed';
+
+CREATE TRIGGER tally_insert AFTER INSERT ON outbox.delivery
+    REFERENCING NEW TABLE AS changed FOR EACH STATEMENT WHEN (current_user = 'outbox_owner')
+    EXECUTE FUNCTION outbox._tally_insert();
+CREATE TRIGGER tally_update AFTER UPDATE ON outbox.delivery
+    REFERENCING OLD TABLE AS before NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION outbox._tally_update();
+CREATE TRIGGER tally_delete AFTER DELETE ON outbox.delivery
+    REFERENCING OLD TABLE AS before FOR EACH STATEMENT EXECUTE FUNCTION outbox._tally_delete();
+
+CREATE FUNCTION outbox._recount_deliveries() RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+AS $$
+BEGIN
+    DELETE FROM outbox.tally;
+    INSERT INTO outbox.tally (destination, waiting, dead)
+    SELECT d.destination, count(*) FILTER (WHERE d.status <> 'failed'), count(*) FILTER (WHERE d.status = 'failed')
+      FROM outbox.delivery d GROUP BY d.destination;
+END
+$$;
+COMMENT ON FUNCTION outbox._recount_deliveries() IS 'counts the deliveries of each destination anew';
+
 CREATE FUNCTION outbox._find_due(v_destinations text[]) RETURNS void
     LANGUAGE plpgsql
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off

@@ -8,6 +8,14 @@ COMMENT ON FUNCTION @extschema@.notify_outbox_event() IS 'notes a new event, for
 CREATE TRIGGER after_outbox_insert AFTER INSERT ON @extschema@.outbox_events
     FOR EACH ROW EXECUTE FUNCTION @extschema@.notify_outbox_event();
 
+-- From the setting outbox.traceparent, else from the comment of the statement. It changes the metadata of the row alone, and
+-- only if there is a context that is valid.
+CREATE FUNCTION outbox._take_trace_context() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'take_trace_context';
+COMMENT ON FUNCTION outbox._take_trace_context() IS 'adds the statement''s trace context to the metadata of an event that has none';
+
+CREATE TRIGGER before_outbox_insert BEFORE INSERT ON @extschema@.outbox_events
+    FOR EACH ROW EXECUTE FUNCTION outbox._take_trace_context();
+
 CREATE FUNCTION outbox._track_change() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'track_outbox_change';
 COMMENT ON FUNCTION outbox._track_change() IS 'keeps the counters and the low-water mark right, whoever changes a row';
 

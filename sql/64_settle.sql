@@ -51,9 +51,22 @@ END
 $$;
 COMMENT ON FUNCTION outbox._postpone_one(bigint, bigint, text, text, text, interval) IS 'keeps one outcome for later if its event is locked; whether it did';
 
+CREATE FUNCTION outbox._dead_letter(v_id bigint, v_destination text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN (
+    SELECT jsonb_build_object('destination', d.destination, 'event_id', e.event_id, 'error', d.last_error)
+      FROM outbox.delivery d
+     CROSS JOIN LATERAL (SELECT x.event_id FROM @extschema@.outbox_events x WHERE x.id = d.id OFFSET 0) e
+     WHERE d.id = v_id AND d.destination = v_destination AND d.status = 'failed');
+END
+$$;
+COMMENT ON FUNCTION outbox._dead_letter(bigint, text) IS 'what is to be said of a delivery, if it is a dead letter';
+
 -- The relay's call: reports all outcomes since the last one.
 CREATE FUNCTION outbox.settle(
-    tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]', OUT settled bigint, OUT latencies float8[])
+    tokens bigint[], ids bigint[], exceptions jsonb DEFAULT '[]', OUT settled bigint, OUT latencies float8[], OUT dead jsonb)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
     SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -64,6 +77,7 @@ DECLARE
     v_count bigint := 0;
     v_row record;
     v_changed boolean;
+    v_dead jsonb;
 BEGIN
     IF tokens IS NULL OR ids IS NULL OR cardinality(tokens) <> cardinality(ids)
        OR coalesce(jsonb_typeof(exceptions), '') <> 'array' THEN
@@ -109,6 +123,10 @@ BEGIN
                     HINT = 'Outcomes are delivered, failed, rejected, unavailable, throttled, unable, gone, released and answered.';
             END CASE;
             v_count := v_count + v_changed::int;
+            IF v_changed AND v_row.outcome NOT IN ('released', 'unable') THEN
+                v_dead := outbox._dead_letter(v_row.id, v_row.destination);
+                dead := CASE WHEN v_dead IS NULL THEN dead ELSE coalesce(dead, '[]') || v_dead END;
+            END IF;
         END LOOP;
     END IF;
     PERFORM outbox._settled(v_count > 0);
@@ -117,7 +135,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION outbox.settle(bigint[], bigint[], jsonb) IS
-    'settles events of many claims at once; exceptions: those that did not reach every destination. Returns how many the tokens held, and the seconds from when each event that is processed now could be delivered';
+    'settles events of many claims at once; exceptions: those that did not reach every destination. Returns how many the tokens held, the seconds from when each event that is processed now could be delivered, and what is a dead letter now';
 
 CREATE FUNCTION outbox.ack(claim_token bigint, ids bigint[] DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER

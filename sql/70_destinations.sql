@@ -403,6 +403,7 @@ BEGIN
     )
     SELECT array_agg(g.id) AS ids, array_agg(g.claim_token) FILTER (WHERE g.claim_token IS NOT NULL) AS tokens
       INTO v_gone FROM gone g;
+    DELETE FROM outbox.tally t WHERE t.destination = remove_destination.name;
     PERFORM outbox._let_go(v_gone.tokens);
     PERFORM outbox._refresh(v_gone.ids);
     PERFORM pg_notify('outbox_destinations', name);

@@ -46,6 +46,7 @@ BEGIN
                                            AND d.ordering_key IS NOT NULL
                                            AND EXISTS (SELECT FROM @extschema@.outbox_events e WHERE e.id = d.id)));
     PERFORM outbox._find_due(ARRAY(SELECT d.name FROM outbox.destination d));
+    PERFORM outbox._recount_deliveries();
     PERFORM outbox._refresh_all();
     PERFORM outbox._look_again() WHERE v_locked <> '{}';
     DELETE FROM outbox.contradiction;

@@ -11,7 +11,7 @@ BEGIN
     RETURN clock_timestamp() - least(
         (SELECT e.created_at FROM @extschema@.outbox_events e
           WHERE e.id >= v_low_water AND e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL ORDER BY e.id LIMIT 1),
-        (SELECT e.available_at FROM @extschema@.outbox_events e
+        (SELECT greatest(e.available_at, e.created_at) FROM @extschema@.outbox_events e
           WHERE e.available_at <= clock_timestamp() AND e.available_at IS NOT NULL AND NOT e.routed
             AND e.status = 'pending' AND NOT e.listed
           ORDER BY e.available_at LIMIT 1),

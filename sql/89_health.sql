@@ -51,6 +51,30 @@ AS $$
 $$;
 COMMENT ON FUNCTION outbox._foreign_objects() IS 'triggers, rules, policies, children and foreign keys that others made';
 
+-- too_long: dead rows pile up because of it. since null: it is no transaction, and does not end by itself.
+CREATE FUNCTION outbox._vacuum_holders(OUT detail text, OUT since timestamptz, OUT too_long boolean) RETURNS SETOF record
+    LANGUAGE sql STABLE
+AS $$
+    SELECT h.detail, h.since, coalesce(h.since < clock_timestamp() - interval '5 minutes', true)
+      FROM (
+        SELECT format('pid %s (%s), transaction open for %s', a.pid, coalesce(nullif(a.application_name, ''), a.backend_type),
+                      clock_timestamp() - a.xact_start) AS detail, a.xact_start AS since
+          FROM outbox._sessions() a
+         WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
+           AND a.datname = current_database()
+        UNION ALL
+        SELECT format('standby %s (pid %s), by hot_standby_feedback', coalesce(nullif(a.application_name, ''), '?'), a.pid), NULL
+          FROM outbox._sessions() a WHERE a.backend_type = 'walsender' AND age(a.backend_xmin) > 1000000
+        UNION ALL
+        SELECT format('prepared transaction %s', p.gid), p.prepared FROM pg_prepared_xacts p
+        UNION ALL
+        SELECT format('replication slot %s', s.slot_name), NULL FROM pg_replication_slots s
+         WHERE (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL)
+           AND (NOT s.active OR greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000)
+      ) AS h (detail, since)
+$$;
+COMMENT ON FUNCTION outbox._vacuum_holders() IS 'who keeps vacuum from removing dead rows of this database';
+
 CREATE FUNCTION outbox.health(OUT check_name text, OUT ok boolean, OUT detail text, OUT hint text) RETURNS SETOF record
     LANGUAGE plpgsql SECURITY DEFINER ROWS 11 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -100,26 +124,10 @@ BEGIN
         'Wait until the restore is complete; then run outbox.repair().'
       FROM outbox.contradiction x;
     RETURN QUERY
-        WITH holder AS (
-            SELECT format('pid %s (%s), transaction open for %s', a.pid, coalesce(nullif(a.application_name, ''), a.backend_type),
-                          clock_timestamp() - a.xact_start) AS detail, a.xact_start AS since
-              FROM outbox._sessions() a
-             WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
-               AND a.datname = current_database()
-            UNION ALL
-            SELECT format('standby %s (pid %s), by hot_standby_feedback', coalesce(nullif(a.application_name, ''), '?'), a.pid), NULL
-              FROM outbox._sessions() a WHERE a.backend_type = 'walsender' AND age(a.backend_xmin) > 1000000
-            UNION ALL
-            SELECT format('prepared transaction %s', p.gid), p.prepared FROM pg_prepared_xacts p
-            UNION ALL
-            SELECT format('replication slot %s', s.slot_name), NULL FROM pg_replication_slots s
-             WHERE (s.xmin IS NOT NULL OR s.catalog_xmin IS NOT NULL)
-               AND (NOT s.active OR greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000)
-        )
-        SELECT 'vacuum', count(*) FILTER (WHERE h.since IS NULL OR h.since < clock_timestamp() - interval '5 minutes') = 0,
+        SELECT 'vacuum', NOT coalesce(bool_or(h.too_long), false),
                coalesce((array_agg(h.detail ORDER BY h.since NULLS FIRST))[1], 'nobody holds it back'),
                'End the oldest transaction or drop the unused slot: vacuum can''t remove dead rows before that.'
-          FROM holder h;
+          FROM outbox._vacuum_holders() h;
     RETURN QUERY
         WITH turn AS (
             SELECT l.pid, p.gid, l.granted, l.mode, coalesce(a.xact_start, p.prepared) AS since,

@@ -25,7 +25,7 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.attach, outbox.detach, outbox.claim, outbox.ack, outbox.fail, outbox.reject, '
                    'outbox.release, outbox.renew, outbox.settle, outbox.relay_destinations, outbox.claimed_attempts, outbox.claim_refs, outbox.claimed, '
                    'outbox.claim_for, outbox.claim_refs_for, '
-                   'outbox.webhook_allow_networks, outbox.destination_back, outbox.destination_unable, outbox.stats, outbox.health, '
+                   'outbox.webhook_allow_networks, outbox.destination_back, outbox.destination_unable, outbox.stats, outbox.health, outbox.metrics, '
                    'outbox.event, outbox.first_time TO %s', role);
     EXECUTE format('GRANT SELECT ON outbox.destinations, outbox.deliveries TO %s', role);
 END
@@ -37,7 +37,7 @@ CREATE FUNCTION outbox.grant_monitor(role regrole) RETURNS void
 AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %s', role);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.stats, outbox.health TO %s', role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION outbox.stats, outbox.health, outbox.metrics TO %s', role);
     EXECUTE format('GRANT SELECT ON outbox.destinations, outbox.deliveries TO %s', role);
 END
 $$;

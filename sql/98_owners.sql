@@ -106,4 +106,5 @@ SELECT outbox._close();
 GRANT USAGE ON SCHEMA outbox TO outbox_owner, outbox_keeper;
 GRANT SELECT ON outbox.destination TO outbox_keeper;
 GRANT EXECUTE ON FUNCTION outbox._put_destination, outbox._destinations_changed, outbox._lock_for_secrets TO outbox_keeper;
+GRANT SELECT ON outbox.destinations TO outbox_owner;
 GRANT EXECUTE ON FUNCTION outbox._forget_secrets, outbox._secrets_end, outbox._sessions TO outbox_owner;

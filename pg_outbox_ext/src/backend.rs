@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_char};
 
 /// State of this process. PostgreSQL's processes have one thread.
 pub struct Local<T>(UnsafeCell<T>);
@@ -60,6 +61,32 @@ pub fn database() -> pg_sys::Oid {
 pub fn latch() -> *mut pg_sys::Latch {
     // SAFETY: a plain read of a variable that was set when the process started.
     unsafe { pg_sys::MyLatch }
+}
+
+/// What the client sent, and when its execution began: both the same for each row of a statement.
+pub struct ClientStatement {
+    text: *const c_char,
+    began: i64,
+}
+
+impl ClientStatement {
+    /// None in a process that has no client.
+    pub fn running() -> Option<Self> {
+        // SAFETY: reads two variables.
+        let (text, began) = unsafe { (pg_sys::debug_query_string, pg_sys::GetCurrentStatementStartTimestamp()) };
+        (!text.is_null()).then_some(ClientStatement { text, began })
+    }
+
+    /// No other statement of this process has the same.
+    pub fn identity(&self) -> (usize, i64) {
+        (self.text as usize, self.began)
+    }
+
+    /// In the client's own bytes. Looks for their end.
+    pub fn text(&self) -> &[u8] {
+        // SAFETY: PostgreSQL keeps the text, which ends in NUL, until the client's next message.
+        unsafe { CStr::from_ptr(self.text) }.to_bytes()
+    }
 }
 
 /// 1 in a transaction, one more in each savepoint.

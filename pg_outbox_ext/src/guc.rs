@@ -25,12 +25,18 @@ impl NotifyPayload {
 pub static NOTIFY_PAYLOAD: GucSetting<NotifyPayload> = GucSetting::<NotifyPayload>::new(NotifyPayload::metadata);
 static RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3600);
 static INBOX_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 3600);
+static TRACEPARENT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static WEBHOOK_ALLOW_NETWORKS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// How long processed events are kept, in microseconds; none: for ever.
 pub fn retention() -> Option<i64> {
     let seconds = RETENTION.get();
     (seconds >= 0).then_some(i64::from(seconds) * 1_000_000)
+}
+
+/// What the application says of the transaction's trace context, unchecked.
+pub fn traceparent() -> Option<CString> {
+    TRACEPARENT.get()
 }
 
 pub fn define() {
@@ -61,6 +67,14 @@ pub fn define() {
         i32::MAX,
         GucContext::Suset,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_string_guc(
+        c"outbox.traceparent",
+        c"Trace context of the events that are inserted from now on.",
+        c"A W3C traceparent, for events whose metadata has none. What is not well-formed is ignored.",
+        &TRACEPARENT,
+        GucContext::Userset,
+        GucFlags::default(),
     );
     GucRegistry::define_string_guc(
         c"outbox.webhook_allow_networks",

@@ -2,7 +2,7 @@
 //!
 //! In the order in which an event meets them:
 //!
-//! - [`trigger`]: an inserted row becomes a note in the backend's memory
+//! - [`trigger`]: an inserted row becomes a note in the backend's memory; [`traceparent`]: its trace context
 //! - [`status`]: the states of an event
 //! - [`note`]: the notes of a transaction, with its savepoints, until it ends
 //! - [`commit`]: at commit the notes go to shared memory; [`two_phase`], [`prepared`]: in two phases
@@ -52,6 +52,7 @@ mod sleep;
 mod status;
 mod suspended;
 mod timers;
+mod traceparent;
 mod trigger;
 mod two_phase;
 mod uuid;

@@ -1,17 +1,20 @@
 //! The row triggers of outbox_events. They run in the application's transaction, so they read a few columns, leave a note,
-//! and can't fail: no table is touched, nothing is waited for.
+//! and can't fail: no table is touched, nothing is waited for. The one before an insert adds the statement's trace context,
+//! if there is one.
 
 use crate::commit::note;
 use crate::counters::bucket;
 use crate::marks::as_lowered;
 use crate::note::{Note, Rows};
 use crate::status::Status;
+use crate::traceparent::{self, Traceparent};
 use crate::{clock, guc};
 use pgrx::pg_sys;
 
 /// Columns by number, as `sql/10_tables.sql` creates them. Later ones only follow.
 mod column {
     pub const ID: i32 = 1;
+    pub const METADATA: i32 = 9;
     pub const CREATED_AT: i32 = 10;
     pub const AVAILABLE_AT: i32 = 11;
     pub const STATUS: i32 = 12;
@@ -189,4 +192,60 @@ pub unsafe extern "C-unwind" fn track_outbox_change(fcinfo: pg_sys::FunctionCall
         _ => {}
     }
     pg_sys::Datum::null()
+}
+
+/// Bytes of metadata to which nothing is added any more.
+const MOST_METADATA: usize = 1 << 20;
+
+/// Bytes before the contents of a value that is not compressed.
+const HEADER: usize = 4;
+
+/// The row with the context in its metadata. None: the metadata is no object, or large.
+///
+/// # Safety
+/// In a trigger, with the tuple that the executor gave it.
+unsafe fn with_context(row: &Row, context: &Traceparent) -> Option<pg_sys::HeapTuple> {
+    let datum = row.get(column::METADATA)?;
+    // SAFETY: the column is jsonb, whose value is fetched before its first word is read; the functions are PostgreSQL's
+    // own, with arguments of their types, and what they return lives as long as the trigger's memory.
+    unsafe {
+        if pg_sys::toast_raw_datum_size(datum) as usize > MOST_METADATA {
+            return None;
+        }
+        let metadata = pg_sys::pg_detoast_datum(datum.cast_mut_ptr());
+        let container = metadata.cast::<u8>().add(HEADER).cast::<u32>().read_unaligned();
+        if container & pg_sys::JB_FOBJECT == 0 {
+            return None;
+        }
+        let text = [&b"{\"traceparent\": \""[..], context, b"\"}\0"].concat();
+        let call = |function: u32, first, second| {
+            pg_sys::OidFunctionCall2Coll(function.into(), pg_sys::InvalidOid, first, second)
+        };
+        let ours = pg_sys::OidFunctionCall1Coll(pg_sys::F_JSONB_IN.into(), pg_sys::InvalidOid, text.as_ptr().into());
+        // What the metadata says itself comes last, and wins.
+        let mut both = call(pg_sys::F_JSONB_CONCAT, ours, metadata.into());
+        let (mut which, mut null) = (column::METADATA, false);
+        Some(pg_sys::heap_modify_tuple_by_cols(row.tuple, row.shape, 1, &mut which, &mut both, &mut null))
+    }
+}
+
+/// Tells PostgreSQL how [`take_trace_context`] is called.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_take_trace_context() -> &'static pg_sys::Pg_finfo_record {
+    &V1
+}
+
+/// BEFORE INSERT FOR EACH ROW: the trace context of the statement becomes the event's, unless its metadata has one.
+///
+/// # Safety
+/// Called by PostgreSQL's executor.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn take_trace_context(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    let Some(Change { new: Some(row), .. }) = Change::read(fcinfo) else {
+        return pg_sys::Datum::null();
+    };
+    // SAFETY: the tuple is the executor's, for the time of this call.
+    let changed = traceparent::of_statement().and_then(|context| unsafe { with_context(&row, &context) });
+    changed.unwrap_or(row.tuple).into()
 }

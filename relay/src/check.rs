@@ -22,7 +22,7 @@ const MISSING_FUNCTIONS: &str = "SELECT coalesce(string_agg(f::text, ', '), '') 
      FROM unnest('{attach(text), \"claim_for(int,interval,text[],text[],text[],text[])\", \
      \"claim_refs_for(int,interval,text[],text[],text[],text[])\", \"claimed(bigint,bigint)\", claimed_attempts(bigint), \"settle(bigint[],bigint[],jsonb)\", \
      \"renew(bigint[],interval)\", release(bigint), relay_destinations(text[]), webhook_allow_networks(), destination_back(text[]), \"destination_unable(text[],text)\", \
-     stats()}'::text[]) AS f \
+     stats(), \"metrics(text[],int)\"}'::text[]) AS f \
      WHERE NOT has_function_privilege(to_regprocedure('outbox.' || f)::oid, 'EXECUTE')";
 
 /// Prints what was found and says whether all is well.

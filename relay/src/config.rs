@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::logging;
 use crate::pattern::Patterns;
 use crate::postgres::{self, ConnInfo, Variables};
+use crate::spans;
 
 pub struct Config {
     pub database: ConnInfo,
@@ -36,6 +37,8 @@ pub struct Config {
     pub grace_period: Duration,
     pub log_format: LogFormat,
     pub log_levels: Targets,
+    /// Where spans go, by the environment alone.
+    pub spans: Option<spans::Settings>,
 }
 
 /// The broker that an address without a name is of.
@@ -168,6 +171,7 @@ impl Config {
             grace_period: Duration::from_secs(o.grace_period.or(file.grace_period).unwrap_or(25)),
             log_format,
             log_levels,
+            spans: spans::Settings::read(variables)?,
         })
     }
 

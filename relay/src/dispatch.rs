@@ -15,6 +15,7 @@ use tokio_postgres::Notification;
 use crate::agenda::Agenda;
 use crate::budget::{Budget, Room, Size};
 use crate::config::Tuning;
+use crate::dead_letters::{DeadLetter, DeadLetters, Line};
 use crate::destination::{Environment, Outcome, Spec, Standing};
 use crate::directory::Which;
 use crate::error::{Error, Result};
@@ -47,7 +48,7 @@ struct Batch {
 /// What a session's queries bring back.
 enum Answer {
     Claimed(Batch),
-    Settled(Settlement, Vec<f64>),
+    Settled(Settlement, Vec<f64>, Vec<DeadLetter>),
     Destinations(Which, Vec<Spec>),
     Renewed(Vec<i64>, Asked),
     Told,
@@ -72,6 +73,7 @@ pub struct Dispatcher {
     lagging_too: bool,
     /// When to look again although nothing happened.
     look_again: Option<Instant>,
+    dead_letters: DeadLetters,
 }
 
 impl Dispatcher {
@@ -95,6 +97,7 @@ impl Dispatcher {
             more: true,
             lagging_too: false,
             look_again: None,
+            dead_letters: DeadLetters::default(),
         }
     }
 
@@ -138,6 +141,7 @@ impl Dispatcher {
             }
         }
         self.renew(now);
+        self.dead_letters.due(now).iter().for_each(Line::write);
         self.lanes.end_idle(now);
         if self.agenda.may_give_back() {
             self.give_back();
@@ -147,7 +151,8 @@ impl Dispatcher {
 
     fn next_timer(&self) -> Option<Instant> {
         let next_try = self.lanes.next_try().filter(|_| self.agenda.may_claim());
-        let timers = [self.look_again, self.ledger.next_renewal(), next_try, self.lanes.next_end()];
+        let (next_end, next_line) = (self.lanes.next_end(), self.dead_letters.next());
+        let timers = [self.look_again, self.ledger.next_renewal(), next_try, next_end, next_line];
         timers.into_iter().flatten().min()
     }
 
@@ -202,8 +207,8 @@ impl Dispatcher {
         self.metrics.settlements.inc();
         let store = self.store.clone();
         self.query(async move {
-            let latencies = store.settle(&settlement.tokens, &settlement.ids, &settlement.exceptions).await?;
-            Ok(Answer::Settled(settlement, latencies))
+            let (latencies, dead) = store.settle(&settlement.tokens, &settlement.ids, &settlement.exceptions).await?;
+            Ok(Answer::Settled(settlement, latencies, dead))
         });
     }
 
@@ -250,8 +255,10 @@ impl Dispatcher {
                     self.claimed(batch);
                 }
             }
-            Answer::Settled(settlement, latencies) => {
+            Answer::Settled(settlement, latencies, dead) => {
                 self.agenda.settled();
+                let now = Instant::now();
+                dead.into_iter().filter_map(|dead| self.dead_letters.add(dead, now)).for_each(|line| line.write());
                 // What was given back can be claimed now, by this relay too.
                 self.more |= settlement.exceptions.iter().any(|e| e.outcome == "released");
                 self.metrics.processed(&latencies);
@@ -264,7 +271,8 @@ impl Dispatcher {
                 if which == Which::All && specs.is_empty() {
                     say_that_there_is_no_destination();
                 }
-                self.lanes.update(&which, specs);
+                let removed = self.lanes.update(&which, specs);
+                self.say_why_disabled(removed);
                 self.follow_brokers();
                 self.tell_what_is_unable();
                 if let Some(batch) = kept {
@@ -274,6 +282,20 @@ impl Dispatcher {
             Answer::Renewed(tokens, at) => self.ledger.renewed(&tokens, at, self.tuning.lease),
             Answer::Told => {}
         }
+    }
+
+    /// What is served no longer was removed, or is disabled, which an operator should see.
+    fn say_why_disabled(&mut self, names: Vec<Arc<str>>) {
+        if names.is_empty() {
+            return;
+        }
+        let store = self.store.clone();
+        self.query(async move {
+            for (destination, reason) in store.disabled(&names).await? {
+                tracing::warn!(destination, reason, "destination disabled");
+            }
+            Ok(Answer::Told)
+        });
     }
 
     /// Each from the first destination on that needs it.

@@ -28,7 +28,7 @@ use tower_service::Service;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::session::Current;
-use crate::store::Stats;
+use crate::store::Figures;
 
 /// More than any number of scrapers and probes need at once.
 const MOST_CONNECTIONS: usize = 64;
@@ -142,14 +142,15 @@ async fn readiness(State(pages): State<Pages>) -> Response {
 
 /// Asks the database for its gauges now, and goes without them when it does not answer soon.
 async fn show_metrics(State(pages): State<Pages>) -> Response {
-    match pages.metrics.render(stats(&pages).await.as_ref()) {
+    match pages.metrics.render(figures(&pages).await.as_ref()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
-async fn stats(pages: &Pages) -> Option<Stats> {
+async fn figures(pages: &Pages) -> Option<Figures> {
     let store = pages.current.store().ok()?;
-    let asked = timeout(Duration::from_secs(2), store.stats()).await.ok()?;
-    asked.inspect_err(|error| tracing::warn!(%error, "outbox.stats() failed")).ok().flatten()
+    let (named, most) = pages.metrics.named_destinations();
+    let asked = timeout(Duration::from_secs(2), store.figures(named, most)).await.ok()?;
+    asked.inspect_err(|error| tracing::warn!(%error, "outbox.metrics() failed")).ok().flatten()
 }

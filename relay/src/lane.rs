@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use prometheus::Histogram;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::backoff::Backoff;
@@ -19,6 +20,7 @@ use crate::ledger::{Ended, Key};
 use crate::metrics::LaneMetrics;
 use crate::pace::Pace;
 use crate::queue::{OrderingKey, Queue};
+use crate::spans::{self, Span};
 use crate::timer::sleep_until;
 use crate::{trace, ui};
 
@@ -177,7 +179,8 @@ impl Lane {
                 self.metrics.in_flight.inc();
                 self.under_way += 1;
                 let target = self.settings.target.clone();
-                under_way.push(attempt(target, self.name.clone(), self.epoch, key, item));
+                let duration = self.metrics.duration.clone();
+                under_way.push(attempt(target, self.name.clone(), duration, self.epoch, key, item));
             }
             let wait = self.pace().not_before(Instant::now()).filter(|_| !self.queue.is_empty());
             tokio::select! {
@@ -285,21 +288,30 @@ impl Lane {
 async fn attempt(
     target: Target,
     name: Arc<str>,
+    duration: Histogram,
     epoch: u64,
     key: OrderingKey,
     item: Item,
 ) -> (u64, OrderingKey, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let began = Instant::now();
+    let span = spans::begin(&item.event);
+    let traceparent = span.as_ref().map(Span::traceparent);
     let outcome = match &*target {
         // A fault of the relay's own costs no event anything, and the lane goes on.
-        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt))
+        Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt, traceparent.as_deref()))
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
         Err(error) => Outcome::Unable { error: error.clone() },
     };
-    ui::attempted(&item.event, &name, item.attempt, &outcome, began.elapsed());
+    if let Some(span) = span {
+        let of_kind = target.as_ref().as_ref().map(|to| to.attributes(&item.event)).unwrap_or_default();
+        span.end(&name, &item.event, item.attempt, of_kind, &outcome);
+    }
+    let took = began.elapsed();
+    duration.observe(took.as_secs_f64());
+    ui::attempted(&item.event, &name, item.attempt, &outcome, took);
     (epoch, key, item, outcome)
 }
 

@@ -133,7 +133,8 @@ impl Lanes {
     }
 
     /// Takes up what was read: new, changed and removed destinations, and networks that may or may not be reached now.
-    pub fn update(&mut self, which: &Which, specs: Vec<Spec>) {
+    /// Returns those that are served no longer.
+    pub fn update(&mut self, which: &Which, specs: Vec<Spec>) -> Vec<Arc<str>> {
         let (mut found, mut added, mut changed) = (BTreeSet::new(), Vec::new(), Vec::new());
         for spec in specs {
             if !self.environment.serves(&spec) {
@@ -173,6 +174,7 @@ impl Lanes {
         self.log(&added, "served");
         self.log(&changed, "changed");
         self.log(&removed, "no longer served");
+        removed
     }
 
     fn log(&self, names: &[Arc<str>], what: &str) {
@@ -530,7 +532,7 @@ impl Lanes {
             News::Well if may_be_well => {
                 let again = self.ask_for(&name);
                 if again {
-                    tracing::info!(destination = &*name, "delivers again");
+                    tracing::info!(destination = &*name, "circuit closed: it delivers again");
                 }
                 again
             }
@@ -541,7 +543,7 @@ impl Lanes {
                 false
             }
             News::Down { error, retry_in } => {
-                self.failed(&name, now, retry_in.unwrap_or_default(), error, "down");
+                self.failed(&name, now, retry_in.unwrap_or_default(), error, "circuit opened");
                 false
             }
             News::Unable(error) => {
@@ -556,10 +558,10 @@ impl Lanes {
 
     /// It is left alone for a while.
     fn failed(&mut self, name: &Arc<str>, now: Instant, at_least: Duration, error: &str, what: &str) {
-        let news = self.pauses(name).failed(name, now, at_least, error);
+        let news = self.pauses(name).failed(name, now, at_least, what);
         self.set_paused(name, true);
         if news {
-            tracing::warn!(destination = &**name, error, "{what}");
+            tracing::warn!(destination = &**name, reason = error, "{what}");
         }
     }
 

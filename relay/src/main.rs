@@ -5,12 +5,12 @@
 //! `lane` keeps the order (`queue`) and calls `destination`; the outcome is entered in the `ledger`, which `dispatch`
 //! settles. `budget` and `window` bound what is held, and `windows` says what to claim next; `lease` says until when it is
 //! held, `pause`, `pauses` and `pace` when a destination is tried again and how fast; `prepare` declares what RabbitMQ
-//! destinations need; `trace` shows each step.
+//! destinations need; `trace` shows each step, and `dead_letters` says when the log names those.
 //!
 //! - `cli`, `config`, `pattern`, `amqp_url`, `error`: what the user configures
 //! - `commands`: what operators do from a terminal: look, replay, purge, change destinations, verify a signature
 //! - `postgres`, `net`: connecting, with TLS as libpq names it
-//! - `logging`, `metrics`, `http`, `check`, `ui`: what an operator looks at
+//! - `logging`, `metrics`, `http`, `check`, `ui`, `spans`: what an operator looks at
 //! - `backoff`, `timer`, `shutdown`, `systemd`, `limits`: when to try again, when to stop, what the system is told and grants
 
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ mod check;
 mod cli;
 mod commands;
 mod config;
+mod dead_letters;
 mod destination;
 mod directory;
 mod dispatch;
@@ -47,6 +48,7 @@ mod queue;
 mod served;
 mod session;
 mod shutdown;
+mod spans;
 mod store;
 mod systemd;
 mod timer;
@@ -123,6 +125,9 @@ fn start(cli: &Cli, options: &Options) -> Result<Outcome> {
     done
 }
 
+/// At the end the collector has so long to take the last spans.
+const LAST_SPANS: std::time::Duration = std::time::Duration::from_secs(2);
+
 fn failed() -> Error {
     Error::Server("the relay failed, see the line before".into())
 }
@@ -131,6 +136,9 @@ fn failed() -> Error {
 async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environment>) -> Result<()> {
     let metrics = Metrics::new(config.metrics_destinations).map_err(|error| Error::Server(error.to_string()))?;
     let current = Current::default();
+    if let Some(settings) = config.spans.clone() {
+        spans::start(settings, &config.consumer, &metrics).map_err(Error::Server)?;
+    }
     let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     let ui = config.ui.as_ref();
     let pages =
@@ -149,8 +157,13 @@ async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environ
         systemd.stopping();
         tokio::time::sleep(grace).await;
     };
+    let work = async {
+        let result = sessions.run().await;
+        spans::finish(LAST_SPANS).await;
+        result
+    };
     tokio::select! {
-        result = systemd.watched(sessions.run()) => result,
+        result = systemd.watched(work) => result,
         () = expired => {
             tracing::warn!("the grace period is over; what is still under way goes back");
             Ok(())

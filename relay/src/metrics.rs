@@ -1,18 +1,21 @@
-//! What the relay counts, in Prometheus' text format. The gauges of the database are read when somebody asks, never between.
+//! What the relay counts, in Prometheus' text format. The gauges of the database are read when somebody asks, never between
+//! (`figures`).
 //!
-//! A destination has series of its own from its first delivery until it is removed, as long as few have; what the others do
+//! A destination has counters of its own from its first delivery until it is removed, as long as few have; what the others do
 //! is summed as `destination="other"`.
+
+mod figures;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
 use crate::destination::Outcome;
-use crate::store::Stats;
+use crate::store::Figures;
 
 #[derive(Clone)]
 pub struct Metrics {
@@ -20,6 +23,7 @@ pub struct Metrics {
     processed: IntCounter,
     duration: Histogram,
     deliveries: IntCounterVec,
+    attempts: HistogramVec,
     in_flight: IntGaugeVec,
     unable: IntGaugeVec,
     named: Arc<Mutex<Named>>,
@@ -31,10 +35,8 @@ pub struct Metrics {
     pub notifications: IntCounter,
     pub connected: IntGauge,
     pub reconnects: IntCounter,
-    pending: IntGauge,
-    processing: IntGauge,
-    failed: IntGauge,
-    oldest_pending: Gauge,
+    pub spans_sent: IntCounter,
+    pub spans_dropped: IntCounter,
 }
 
 /// The destinations with series of their own.
@@ -65,11 +67,17 @@ const OUTCOMES: [&str; 7] = ["delivered", "failed", "rejected", "unavailable", "
 const BUCKETS: [f64; 18] =
     [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
 
+/// Of one attempt: a destination gives up after its own timeout.
+const BUCKETS_OF_ATTEMPTS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
 impl Metrics {
     /// At most so many destinations are named.
     pub fn new(most_named: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
+        #[cfg(target_os = "linux")]
+        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let build = Opts::new("outbox_relay_build_info", "Version of the relay; always 1.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
         add(r, IntGauge::with_opts(build)?)?.set(1);
@@ -78,6 +86,11 @@ impl Metrics {
             "Time from an event's creation, or the moment it was scheduled for, to its settlement.",
         )
         .buckets(BUCKETS.to_vec());
+        let attempts = HistogramOpts::new(
+            "outbox_delivery_duration_seconds",
+            "Time that an attempt to deliver took, however it ended.",
+        )
+        .buckets(BUCKETS_OF_ATTEMPTS.to_vec());
         Ok(Metrics {
             processed: counter(
                 r,
@@ -92,6 +105,7 @@ impl Metrics {
                     &["destination", "outcome"],
                 )?,
             )?,
+            attempts: add(r, HistogramVec::new(attempts, &["destination"])?)?,
             in_flight: add(
                 r,
                 IntGaugeVec::new(
@@ -121,14 +135,13 @@ impl Metrics {
             )?,
             notifications: counter(r, "outbox_relay_notifications_total", "Notifications received.")?,
             connected: gauge(r, "outbox_relay_connected", "1 while the relay listens and is attached.")?,
-            reconnects: counter(r, "outbox_relay_reconnects_total", "Sessions with PostgreSQL that were lost.")?,
-            pending: gauge(r, "outbox_events_pending", "Events owed to at least one destination.")?,
-            processing: gauge(r, "outbox_events_processing", "Events claimed by any consumer.")?,
-            failed: gauge(r, "outbox_events_failed", "Dead letters.")?,
-            oldest_pending: add(
+            spans_sent: counter(r, "outbox_relay_spans_sent_total", "Spans that the collector has taken.")?,
+            spans_dropped: counter(
                 r,
-                Gauge::new("outbox_events_oldest_pending_seconds", "Age of the oldest event that waits.")?,
+                "outbox_relay_spans_dropped_total",
+                "Spans that the collector did not take, or that there was no room for.",
             )?,
+            reconnects: counter(r, "outbox_relay_reconnects_total", "Sessions with PostgreSQL that were lost.")?,
             registry,
         })
     }
@@ -140,6 +153,7 @@ impl Metrics {
             OUTCOMES.map(|outcome| self.deliveries.with_label_values(&[label, outcome]));
         LaneMetrics {
             in_flight: self.in_flight.with_label_values(&[label]),
+            duration: self.attempts.with_label_values(&[label]),
             delivered,
             failed,
             rejected,
@@ -183,6 +197,7 @@ impl Metrics {
         for outcome in OUTCOMES {
             let _none = self.deliveries.remove_label_values(&[label, outcome]);
         }
+        let _none = self.attempts.remove_label_values(&[label]);
         let _none = self.in_flight.remove_label_values(&[label]);
         let _none = self.unable.remove_label_values(&[label]);
     }
@@ -197,18 +212,17 @@ impl Metrics {
         latencies.iter().for_each(|seconds| self.duration.observe(*seconds));
     }
 
+    /// The destinations with counters of their own, and how many may have names.
+    pub fn named_destinations(&self) -> (Vec<String>, usize) {
+        let named = self.named();
+        (named.names.iter().cloned().collect(), named.most)
+    }
+
     /// All metrics as text; without the database's gauges when it can't be asked.
-    pub fn render(&self, stats: Option<&Stats>) -> prometheus::Result<String> {
+    pub fn render(&self, figures: Option<&Figures>) -> prometheus::Result<String> {
         let mut families = self.registry.gather();
-        match stats {
-            Some(stats) => {
-                self.pending.set(stats.pending);
-                self.processing.set(stats.processing);
-                self.failed.set(stats.failed);
-                self.oldest_pending.set(stats.oldest_pending.unwrap_or(0.0));
-                families = self.registry.gather();
-            }
-            None => families.retain(|family| !OF_DATABASE.contains(&family.name())),
+        if let Some(figures) = figures {
+            families.extend(figures::families(figures)?);
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;
@@ -216,17 +230,11 @@ impl Metrics {
     }
 }
 
-const OF_DATABASE: [&str; 4] = [
-    "outbox_events_pending",
-    "outbox_events_processing",
-    "outbox_events_failed",
-    "outbox_events_oldest_pending_seconds",
-];
-
 /// The counters of one destination, found once.
 #[derive(Clone)]
 pub struct LaneMetrics {
     pub in_flight: IntGauge,
+    pub duration: Histogram,
     delivered: IntCounter,
     failed: IntCounter,
     rejected: IntCounter,
@@ -282,14 +290,13 @@ mod tests {
         let metrics = Metrics::new(100).unwrap();
         metrics.processed(&[0.004]);
         metrics.lane("crm").count(&Outcome::Delivered);
-        let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: Some(1.5) };
-        let text = metrics.render(Some(&stats)).unwrap();
+        let text = metrics.render(Some(&Figures { pending: 7, ..Figures::default() })).unwrap();
         for line in [
             "outbox_events_processed_total 1",
             "outbox_events_processing_duration_seconds_bucket{le=\"0.003\"} 0",
             "outbox_events_processing_duration_seconds_bucket{le=\"1\"} 1",
             "outbox_events_pending 7",
-            "outbox_events_oldest_pending_seconds 1.5",
+            "outbox_delivery_duration_seconds_count{destination=\"crm\"} 0",
             "outbox_deliveries_total{destination=\"crm\",outcome=\"delivered\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
@@ -299,11 +306,12 @@ mod tests {
     #[test]
     fn a_database_that_does_not_answer_shows_no_stale_figures() {
         let metrics = Metrics::new(100).unwrap();
-        let stats = Stats { pending: 7, processing: 2, failed: 1, oldest_pending: None };
-        metrics.render(Some(&stats)).unwrap();
+        metrics.render(Some(&Figures { pending: 7, ..Figures::default() })).unwrap();
         let text = metrics.render(None).unwrap();
         assert!(!text.contains("outbox_events_pending"));
         assert!(text.contains("outbox_events_processed_total 0"));
+        #[cfg(target_os = "linux")]
+        assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
     }
 
     #[test]

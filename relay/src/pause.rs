@@ -21,13 +21,14 @@ pub struct Pause {
     /// Something may be owed to it: only then it is tried.
     owed: bool,
     rest: Duration,
-    error: Option<String>,
+    /// What was told of it last.
+    told: Option<String>,
 }
 
 impl Pause {
     /// May be tried once at once: for what is owed to it says why it is not delivered.
     pub fn new(now: Instant) -> Self {
-        Pause { until: now, backoff: Backoff::new(SHORTEST, LONGEST), owed: true, rest: REST, error: None }
+        Pause { until: now, backoff: Backoff::new(SHORTEST, LONGEST), owed: true, rest: REST, told: None }
     }
 
     pub fn something_is_owed(&mut self) {
@@ -47,13 +48,13 @@ impl Pause {
     }
 
     /// It failed again: the next try is later, and after `at_least`. Whether that is news to an operator.
-    pub fn failed(&mut self, now: Instant, at_least: Duration, error: &str) -> bool {
+    pub fn failed(&mut self, now: Instant, at_least: Duration, what: &str) -> bool {
         let wait = self.backoff.as_mut().map_or(LONGEST, |backoff| backoff.next().max(SHORTEST / 2));
         let at_least = if at_least.is_zero() { at_least } else { at_least + SLACK };
         self.until = now + wait.max(at_least);
         (self.owed, self.rest) = (true, REST);
-        let news = self.error.as_deref() != Some(error);
-        self.error = Some(error.to_owned());
+        let news = self.told.as_deref() != Some(what);
+        self.told = Some(what.to_owned());
         news
     }
 }

@@ -76,11 +76,11 @@ impl<T: Default> Pauses<T> {
     }
 
     /// It failed, again or for the first time. Whether that is news to an operator.
-    pub fn failed(&mut self, name: &Arc<str>, now: Instant, at_least: Duration, error: &str) -> bool {
+    pub fn failed(&mut self, name: &Arc<str>, now: Instant, at_least: Duration, what: &str) -> bool {
         self.begin(name, now);
         let news = self.all.get_mut(name).is_some_and(|paused| {
             paused.trying = None;
-            paused.pause.failed(now, at_least, error)
+            paused.pause.failed(now, at_least, what)
         });
         self.place(name);
         news

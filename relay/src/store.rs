@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc::UnboundedReceiver};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -22,18 +22,19 @@ use tokio_postgres::{Client, Notification, Statement};
 use uuid::Uuid;
 
 use self::dialect::Dialect;
+use crate::dead_letters::DeadLetter;
 use crate::destination::{Event, Spec};
 use crate::directory::Which;
 use crate::error::{Error, Result};
 use crate::postgres::{Cancel, POOLED, Pair};
 
-const SETTLE: &str = "SELECT latencies FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
+const SETTLE: &str = "SELECT latencies, dead FROM outbox.settle($1::bigint[], $2::bigint[], $3::jsonb)";
 const RENEW: &str = "SELECT t FROM unnest($1::bigint[]) AS t \
      WHERE outbox.renew(ARRAY[t], $2::float8 * interval '1 second') > 0";
 const DESTINATIONS: &str = "SELECT name, kind, exchange, routing_key, url, settings::text, secrets, max_attempts \
      FROM outbox.relay_destinations($1::text[]) WITH ORDINALITY";
-const STATS: &str = "SELECT pending, processing, failed, \
-     extract(epoch FROM oldest_pending)::float8 FROM outbox.stats()";
+const DISABLED: &str = "SELECT name, coalesce(last_error, '') FROM outbox.destinations WHERE name = ANY ($1::text[]) AND state = 'disabled'";
+const FIGURES: &str = "SELECT outbox.metrics($1::text[], $2::int)";
 
 /// Of `outbox.claim_for` and `outbox.claim_refs_for`.
 type Parameters<'a> = [&'a (dyn ToSql + Sync); 6];
@@ -89,12 +90,35 @@ pub struct Exception {
     pub retry_in: Option<f64>,
 }
 
-/// What `outbox.stats()` says, as far as the metrics show it.
-pub struct Stats {
+/// What `outbox.metrics()` says.
+#[derive(Debug, Default, Deserialize)]
+pub struct Figures {
     pub pending: i64,
     pub processing: i64,
     pub failed: i64,
-    pub oldest_pending: Option<f64>,
+    pub oldest_pending_s: Option<f64>,
+    pub deliverable_s: Option<f64>,
+    pub vacuum: Vacuum,
+    pub destinations: Vec<OfDestination>,
+}
+
+/// Who holds back vacuum.
+#[derive(Debug, Default, Deserialize)]
+pub struct Vacuum {
+    pub held_back: bool,
+    /// Age of the oldest transaction.
+    pub transaction_s: Option<f64>,
+}
+
+/// The figures of one destination, or of all in one state that have no name here.
+#[derive(Debug, Default, Deserialize)]
+pub struct OfDestination {
+    pub name: Option<String>,
+    pub state: String,
+    pub destinations: i64,
+    pub waiting: i64,
+    pub dead: i64,
+    pub oldest_s: Option<f64>,
 }
 
 pub struct Store {
@@ -103,11 +127,11 @@ pub struct Store {
     claim: Statement,
     settle: Statement,
     renew: Statement,
-    stats: Statement,
+    figures: Statement,
     dialect: Dialect,
     /// LIKE patterns of the destinations that this relay serves.
     patterns: Option<Vec<String>>,
-    /// Held while the statistics are asked for.
+    /// Held while the figures are asked for.
     asking: Arc<Mutex<()>>,
 }
 
@@ -158,7 +182,7 @@ impl Store {
             claim: claims.client.prepare(&dialect.claim()).await?,
             settle: settles.client.prepare(SETTLE).await?,
             renew: settles.client.prepare(RENEW).await?,
-            stats: settles.client.prepare(STATS).await?,
+            figures: settles.client.prepare(FIGURES).await?,
             claims,
             settles,
             dialect,
@@ -243,13 +267,20 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Settles many events at once. Returns, of each that is processed now, the seconds since it could be delivered.
-    pub async fn settle(&self, tokens: &[i64], ids: &[i64], exceptions: &[Exception]) -> Result<Vec<f64>> {
+    /// Settles many events at once. Returns, of each that is processed now, the seconds since it could be delivered; and the
+    /// deliveries that are dead letters now.
+    pub async fn settle(
+        &self,
+        tokens: &[i64],
+        ids: &[i64],
+        exceptions: &[Exception],
+    ) -> Result<(Vec<f64>, Vec<DeadLetter>)> {
         let exceptions: Vec<Exception> = exceptions.iter().map(|e| self.storable(e)).collect();
         let exceptions = Json(&exceptions);
         let parameters: [&(dyn ToSql + Sync); 3] = [&tokens, &ids, &exceptions];
         let row = self.settles.on(self.settles.client.query_one(&self.settle, &parameters)).await?;
-        Ok(row.try_get(0)?)
+        let dead: Option<Json<Vec<DeadLetter>>> = row.try_get(1)?;
+        Ok((row.try_get(0)?, dead.map(|Json(dead)| dead).unwrap_or_default()))
     }
 
     /// Starts the leases of these claims anew; those that were still open.
@@ -288,30 +319,30 @@ impl Store {
         self.settles.on(destinations(&self.settles.client, which)).await
     }
 
+    /// Why each of these destinations is disabled, of those that are.
+    pub async fn disabled(&self, names: &[Arc<str>]) -> Result<Vec<(String, String)>> {
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        let rows = self.settles.on(self.settles.client.query(DISABLED, &[&names])).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
     pub async fn webhook_allow_networks(&self) -> Result<String> {
         self.settles.on(webhook_allow_networks(&self.settles.client)).await
     }
 
     /// `None` while the server still owes the last answer: nobody's wait makes it owe more. A caller that waits no longer
     /// cancels nothing, since a settlement may stand before the question.
-    pub async fn stats(self: &Arc<Self>) -> Result<Option<Stats>> {
+    pub async fn figures(self: &Arc<Self>, named: Vec<String>, most: usize) -> Result<Option<Figures>> {
         let Ok(asking) = self.asking.clone().try_lock_owned() else { return Ok(None) };
         let store = self.clone();
         let asked = tokio::spawn(async move {
             let _asking = asking;
-            store.ask_stats().await
+            let most = i32::try_from(most).unwrap_or(i32::MAX);
+            let row = store.settles.client.query_one(&store.figures, &[&named, &most]).await?;
+            let Json(figures) = row.try_get(0)?;
+            Ok(figures)
         });
         asked.await.map_err(|error| Error::Server(error.to_string()))?.map(Some)
-    }
-
-    async fn ask_stats(&self) -> Result<Stats> {
-        let row = self.settles.client.query_one(&self.stats, &[]).await?;
-        Ok(Stats {
-            pending: row.try_get(0)?,
-            processing: row.try_get(1)?,
-            failed: row.try_get(2)?,
-            oldest_pending: row.try_get(3)?,
-        })
     }
 
     /// jsonb has no NUL, and a database that is not UTF-8 has no place for every character.

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod adopt;
+mod alerts;
 mod answers;
 mod attackers;
 mod broker_side;
@@ -26,9 +27,11 @@ mod inbox;
 mod layers;
 mod lifecycle;
 mod locks;
+mod logs;
 mod many;
 mod matching;
 mod messages;
+mod metrics;
 mod model;
 mod neighbours;
 mod notifications;
@@ -61,6 +64,7 @@ mod surface;
 mod systemd;
 mod throttle;
 mod timers;
+mod traces;
 mod troubles;
 mod upgrade;
 mod wakeups;

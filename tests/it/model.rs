@@ -299,10 +299,20 @@ impl System {
         let counted: [i64; 4] = std::array::from_fn(|column| row.get(column));
         let hidden: i64 = self.admin.one(crate::matching::LATE_NOTES).await?;
         ensure!(hidden == 0, "{hidden} deliveries are due before their destination's next_due");
+        let miscounted: i64 = self.admin.one(MISCOUNTED).await?;
+        ensure!(miscounted == 0, "outbox.tally is wrong for {miscounted} destinations");
         ensure!(counted == in_table, "stats() has {counted:?}, the table {in_table:?}");
         Ok(())
     }
 }
+
+/// Destinations whose deliveries outbox.tally has not counted right.
+pub const MISCOUNTED: &str = "
+    SELECT count(*)
+      FROM (SELECT destination, count(*) FILTER (WHERE status <> 'failed') AS waiting, count(*) FILTER (WHERE status = 'failed') AS dead
+              FROM outbox.delivery GROUP BY destination) d
+      FULL JOIN outbox.tally t USING (destination)
+     WHERE coalesce(d.waiting, 0) <> coalesce(t.waiting, 0) OR coalesce(d.dead, 0) <> coalesce(t.dead, 0)";
 
 async fn insert(session: &Session, aggregates: &[u8]) -> Result<Vec<i64>> {
     let aggregates: Vec<Option<String>> = aggregates.iter().map(|a| (*a != 0).then(|| a.to_string())).collect();

@@ -47,6 +47,8 @@ async fn each_role_can_do_its_work_and_nothing_else() -> Result<()> {
         ("SELECT outbox.relay_destinations()", &["relay"]),
         ("SELECT outbox.stats()", &["relay", "monitor"]),
         ("SELECT outbox.health()", &["relay", "monitor"]),
+        ("SELECT outbox.metrics()", &["relay", "monitor"]),
+        ("SELECT * FROM outbox.tally", &[]),
         ("SELECT * FROM outbox.destinations", &["relay", "monitor"]),
         ("SELECT * FROM outbox.deliveries", &["relay", "monitor"]),
         ("SELECT outbox.event(gen_random_uuid())", &["relay"]),

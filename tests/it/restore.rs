@@ -34,6 +34,7 @@ async fn backlog(session: &Session) -> Result<()> {
 /// What must hold in the copy: nothing for `a`, everything for `b`.
 async fn holds(copy: &Session) -> Result<()> {
     copy.until("SELECT pending = 3001 AND processing = 0 FROM outbox.stats()", LONG).await?;
+    copy.until(&format!("SELECT ({}) = 0", crate::model::MISCOUNTED), LONG).await?;
     assert_eq!(claim(copy, "5000, '{a}'").await?.0, NONE, "it had them");
     copy.batch_execute("SELECT outbox.resume('b')").await?;
     let mut count = 0;

@@ -5,7 +5,7 @@
 //! - [`receiver`]: an HTTP server for webhooks; [`front`]: what may stand before it, TLS or a proxy; [`reference`]: who
 //!   verifies signatures and reads CloudEvents
 //! - [`relay`]: the relay's binary; [`trace`]: what it logs of each event; [`http`]: its pages; [`pool`]: a PgBouncer between it and PostgreSQL
-//! - [`browser`]: one that shows its page
+//! - [`browser`]: one that shows its page; [`prometheus`]: one that scrapes its metrics
 //! - [`tls`]: a certificate authority
 //! - [`world`]: what nearly every test begins with
 //! - [`wait`]: for conditions
@@ -22,6 +22,7 @@ pub mod orm;
 pub mod pool;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod queue;
 pub mod rabbit;
 pub mod receiver;

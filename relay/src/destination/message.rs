@@ -32,11 +32,19 @@ pub struct Message<'a> {
     pub body: Bytes,
     style: &'a Style,
     attempt: u32,
+    /// The trace context, in place of the event's own.
+    span: Option<&'a str>,
 }
 
 impl<'a> Message<'a> {
-    pub fn new(event: &'a Event, names: Names, style: &'a Style, attempt: u32) -> Result<Self, serde_json::Error> {
-        Ok(Message { event, names, body: style.body(event)?.joined(), style, attempt })
+    pub fn new(
+        event: &'a Event,
+        names: Names,
+        style: &'a Style,
+        attempt: u32,
+        span: Option<&'a str>,
+    ) -> Result<Self, serde_json::Error> {
+        Ok(Message { event, names, body: style.body(event)?.joined(), style, attempt, span })
     }
 
     /// The event's end, if what its headers have to say does not fit.
@@ -87,7 +95,7 @@ impl<'a> Message<'a> {
             ("aggregate_type", given(&event.aggregate_type)),
             ("aggregate_id", given(&event.aggregate_id)),
             ("tenant_id", given(&event.tenant_id)),
-            ("traceparent", event.metadata.string("traceparent")),
+            ("traceparent", self.span.map(Cow::Borrowed).or_else(|| event.metadata.string("traceparent"))),
             ("tracestate", event.metadata.string("tracestate")),
         ];
         let mut all: Vec<Header> =
@@ -179,7 +187,7 @@ mod tests {
 
     fn properties(event: &Event, settings: &str, room: usize) -> BasicProperties {
         let names = Names { exchange: "x".into(), key: "k".into() };
-        Message::new(event, names, &style(settings), u32::MAX).expect("a message").properties_within(room)
+        Message::new(event, names, &style(settings), u32::MAX, None).expect("a message").properties_within(room)
     }
 
     #[test]

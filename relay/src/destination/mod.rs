@@ -42,8 +42,10 @@ pub use self::json::Object;
 use self::rabbitmq::RabbitMq;
 use self::route::Routes;
 use self::webhook::Webhook;
+pub use self::webhook::causes;
 use crate::config::{Amqp, BROKER, Config};
 use crate::pattern::Patterns;
+use crate::spans::Attribute;
 
 /// One event as a claim hands it out, shared by all of its destinations.
 #[derive(Debug)]
@@ -81,6 +83,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// As the metrics name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Outcome::Delivered => "delivered",
+            Outcome::Failed { .. } => "failed",
+            Outcome::Rejected { .. } => "rejected",
+            Outcome::Unavailable { .. } => "unavailable",
+            Outcome::Throttled { .. } => "throttled",
+            Outcome::Gone { .. } => "gone",
+            Outcome::Unable { .. } => "unable",
+        }
+    }
+
     pub fn error(&self) -> Option<&str> {
         match self {
             Outcome::Delivered => None,
@@ -239,13 +254,24 @@ impl Destination {
         }
     }
 
-    /// One attempt. Ends by itself within the destination's timeout, whatever the other side does.
-    pub async fn deliver(&self, event: &Event, attempt: u32) -> Outcome {
+    /// One attempt. Ends by itself within the destination's timeout, whatever the other side does. `span`: what the receiver
+    /// is told of the trace, in place of what the event says.
+    pub async fn deliver(&self, event: &Event, attempt: u32, span: Option<&str>) -> Outcome {
         match self {
-            Destination::RabbitMq(destination) => destination.deliver(event, attempt).await,
-            Destination::Webhook(destination) => destination.deliver(event).await,
+            Destination::RabbitMq(destination) => destination.deliver(event, attempt, span).await,
+            Destination::Webhook(destination) => destination.deliver(event, span).await,
             #[cfg(test)]
             Destination::Fake(deliver) => deliver(event),
+        }
+    }
+
+    /// What a span says of it.
+    pub fn attributes(&self, event: &Event) -> Vec<Attribute> {
+        match self {
+            Destination::RabbitMq(destination) => destination.attributes(event),
+            Destination::Webhook(destination) => destination.attributes(),
+            #[cfg(test)]
+            Destination::Fake(_) => Vec::new(),
         }
     }
 

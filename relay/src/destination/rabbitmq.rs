@@ -33,6 +33,7 @@ use super::publish::{Fault, Try, failed, publish};
 use super::template::Template;
 use super::topology::{Declare, Topology};
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
+use crate::spans::{self, Attribute};
 
 /// No confirm for this long: the connection is given up.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -168,8 +169,18 @@ impl RabbitMq {
         Ok(Names { exchange: short(exchange)?, key: short(key)? })
     }
 
-    pub async fn deliver(&self, event: &Event, attempt: u32) -> Outcome {
-        let message = match self.message(event, attempt) {
+    pub fn attributes(&self, event: &Event) -> Vec<Attribute> {
+        let mut all = vec![spans::text("messaging.system", "rabbitmq")];
+        // An event that has no such name is rejected, which its span says.
+        if let Ok(names) = self.names(event) {
+            all.push(spans::text("messaging.rabbitmq.destination.exchange", names.exchange.as_str()));
+            all.push(spans::text("messaging.rabbitmq.destination.routing_key", names.key.as_str()));
+        }
+        all
+    }
+
+    pub async fn deliver(&self, event: &Event, attempt: u32, span: Option<&str>) -> Outcome {
+        let message = match self.message(event, attempt, span) {
             Ok(message) => message,
             Err(outcome) => return outcome,
         };
@@ -208,9 +219,9 @@ impl RabbitMq {
     }
 
     /// The message for this event, or its end.
-    fn message<'a>(&'a self, event: &'a Event, attempt: u32) -> Result<Message<'a>, Outcome> {
+    fn message<'a>(&'a self, event: &'a Event, attempt: u32, span: Option<&'a str>) -> Result<Message<'a>, Outcome> {
         let names = self.names(event)?;
-        Message::new(event, names, &self.style, attempt)
+        Message::new(event, names, &self.style, attempt, span)
             .map_err(|error| Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") })
     }
 

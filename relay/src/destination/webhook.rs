@@ -29,6 +29,7 @@ use super::keep::{Host, MOST_OF_HOST, Permit};
 use super::route::{Route, judge_name};
 use super::signature::Signer;
 use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
+use crate::spans::{self, Attribute};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -123,7 +124,16 @@ impl Webhook {
         }
     }
 
-    pub async fn deliver(&self, event: &Event) -> Outcome {
+    /// The path may hold a token: it is not shown.
+    pub fn attributes(&self) -> Vec<Attribute> {
+        let url = &self.settings.url;
+        let mut all = vec![spans::text("messaging.system", "webhook"), spans::text("http.request.method", "POST")];
+        all.extend(url.host_str().map(|host| spans::text("server.address", host)));
+        all.extend(url.port_or_known_default().map(|port| Attribute::number("server.port", port.into())));
+        all
+    }
+
+    pub async fn deliver(&self, event: &Event, span: Option<&str>) -> Outcome {
         let deadline = Instant::now() + self.settings.timeout;
         let may_send = timeout_at(deadline, self.may_send()).await;
         if let Err(error) = may_send.unwrap_or_else(|_| Err(self.too_late("no name resolution"))) {
@@ -135,7 +145,7 @@ impl Webhook {
         };
         let sending = Progress::default();
         let permit = self.clients.keep().permit(&self.settings.host);
-        match timeout_at(deadline, self.attempt(event, &body, &sending, permit.as_ref())).await {
+        match timeout_at(deadline, self.attempt(event, span, &body, &sending, permit.as_ref())).await {
             // Its status says what became of the event, however long the rest takes.
             Ok(Ok(answer)) if self.is_of_proxy(&answer) => {
                 Outcome::Unable { error: format!("the proxy wants another login: {}", answer.status()) }
@@ -153,13 +163,14 @@ impl Webhook {
     async fn attempt(
         &self,
         event: &Event,
+        span: Option<&str>,
         body: &Parts,
         progress: &Progress,
         permit: Option<&Permit>,
     ) -> Result<Response, Outcome> {
         let mut ended = String::new();
         for _ in 0..=MOST_OF_HOST {
-            match self.send(event, body, progress, permit).await {
+            match self.send(event, span, body, progress, permit).await {
                 Ok(answer) => return Ok(answer),
                 Err(Silence::Over(outcome)) => return Err(outcome),
                 Err(Silence::Ended(error)) => ended = causes(&error),
@@ -171,21 +182,22 @@ impl Webhook {
     async fn send(
         &self,
         event: &Event,
+        span: Option<&str>,
         body: &Parts,
         progress: &Progress,
         permit: Option<&Permit>,
     ) -> Result<Response, Silence> {
         progress.begin();
-        let mut request = self.request(event, body);
+        let mut request = self.request(event, span, body);
         if permit.is_none() {
             request = request.header(CONNECTION, HeaderValue::from_static("close"));
         }
         progress.of(request.send()).await.map_err(|error| self.silence(error.without_url(), progress))
     }
 
-    fn request(&self, event: &Event, body: &Parts) -> RequestBuilder {
+    fn request(&self, event: &Event, span: Option<&str>, body: &Parts) -> RequestBuilder {
         let url = self.settings.url.clone();
-        self.client.post(url).headers(self.headers(event, body)).body(body.clone().into_body())
+        self.client.post(url).headers(self.headers(event, span, body)).body(body.clone().into_body())
     }
 
     fn too_late(&self, what: &str) -> String {
@@ -221,7 +233,7 @@ impl Webhook {
         }
     }
 
-    fn headers(&self, event: &Event, body: &Parts) -> HeaderMap {
+    fn headers(&self, event: &Event, span: Option<&str>, body: &Parts) -> HeaderMap {
         let id = event.event_id.to_string();
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut headers = self.settings.headers.clone();
@@ -237,6 +249,9 @@ impl Webhook {
             if let Some(value) = event.metadata.string(name) {
                 put(name, &value);
             }
+        }
+        if let Some(span) = span {
+            put("traceparent", span);
         }
         if let Some((name, value)) = self.settings.signer.sign(&id, timestamp, body) {
             put(name.as_str(), &value);
