@@ -196,7 +196,7 @@ CREATE TRIGGER tally_delete AFTER DELETE ON outbox.delivery
     REFERENCING OLD TABLE AS before FOR EACH STATEMENT EXECUTE FUNCTION outbox._tally_delete();
 
 CREATE FUNCTION outbox._recount_deliveries() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off SET max_parallel_workers_per_gather = 0
+    LANGUAGE plpgsql SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 BEGIN
     DELETE FROM outbox.tally;

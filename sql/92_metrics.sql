@@ -5,7 +5,7 @@
 -- are on their way. Looks at so many of them, the oldest first, that they make at most some thousand pairs with destinations.
 CREATE FUNCTION outbox._unlisted(OUT destination text, OUT waiting bigint, OUT since timestamptz) RETURNS SETOF record
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
@@ -47,7 +47,7 @@ COMMENT ON FUNCTION outbox._unlisted() IS 'what the first fresh and claimed even
 -- disablement or an open circuit, nor behind another one.
 CREATE FUNCTION outbox._deliverable_since() RETURNS timestamptz
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 DECLARE
@@ -81,7 +81,7 @@ COMMENT ON FUNCTION outbox._deliverable_since() IS 'since when something could b
 CREATE FUNCTION outbox._destination_figures(named text[], most int)
     RETURNS TABLE (name text, state text, destinations bigint, waiting bigint, dead bigint, oldest_s float8)
     LANGUAGE plpgsql VOLATILE
-    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
+    SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE

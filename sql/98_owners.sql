@@ -80,7 +80,7 @@ COMMENT ON FUNCTION outbox._close() IS
 
 -- What pg_dump is to see, as all that was granted to roles of the operator's own: see outbox._grant_apart().
 CREATE FUNCTION outbox._grant_again() RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
 AS $$
 DECLARE
     v record;
