@@ -563,3 +563,47 @@ async fn faults_put_in_on_purpose_are_found() -> Result<()> {
     }
     Ok(())
 }
+
+/// Whoever may execute the trigger functions, as by GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public, attaches them to a table
+/// of its own.
+#[tokio::test]
+async fn a_trigger_function_on_another_table_is_an_error() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let database = cluster.database().await?;
+    let admin = cluster.connect(&database).await?;
+    let columns: Vec<String> = (1..18).map(|n| format!("c{n} bigint DEFAULT 4096")).collect();
+    admin
+        .batch_execute(&format!(
+            "CREATE ROLE app; CREATE SCHEMA app AUTHORIZATION app;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public, outbox TO app; GRANT USAGE ON SCHEMA outbox TO app;
+             SET ROLE app; CREATE TABLE app.narrow (c1 int); CREATE TABLE app.wide ({})",
+            columns.join(", ")
+        ))
+        .await?;
+    let functions: Vec<String> = admin
+        .query("SELECT oid::regproc::text FROM pg_proc WHERE prorettype = 'trigger'::regtype AND prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') AND probin = '$libdir/pg_outbox'", &[])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    ensure!(functions.len() == 2, "trigger functions in C: {functions:?}");
+    for table in ["narrow", "wide"] {
+        for function in &functions {
+            admin
+                .batch_execute(&format!(
+                    "INSERT INTO app.{table} DEFAULT VALUES;
+                     CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON app.{table} FOR EACH ROW EXECUTE FUNCTION {function}()"
+                ))
+                .await?;
+            for statement in ["INSERT INTO app.{} DEFAULT VALUES", "UPDATE app.{} SET c1 = 1", "DELETE FROM app.{}"] {
+                let statement = statement.replace("{}", table);
+                let error = admin.batch_execute(&statement).await.err().with_context(|| statement.clone())?;
+                ensure!(error.code().is_some_and(|code| code.code() == "39P01"), "{statement}: {error:?}");
+            }
+            admin.batch_execute(&format!("DROP TRIGGER t ON app.{table}")).await?;
+        }
+    }
+    // The session goes on with the table that they are for.
+    admin.batch_execute("RESET ROLE; INSERT INTO outbox_events (event_type, event_data) VALUES ('a', '{}')").await?;
+    admin.until("SELECT pending = 1 FROM outbox.stats()", LONG).await
+}
