@@ -11,6 +11,7 @@ pub enum Error {
     Standby,
     Definition,
     NoDefiner,
+    OtherTable,
 }
 
 impl Error {
@@ -45,6 +46,11 @@ impl Error {
                 PgSqlErrorCode::ERRCODE_INVALID_FUNCTION_DEFINITION,
                 "a function in the language outbox_plpgsql must be SECURITY DEFINER",
                 "The language is for the functions of pg_outbox; use plpgsql.",
+            ),
+            Error::OtherTable => (
+                PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "the trigger functions of pg_outbox are for outbox_events alone",
+                "Drop the trigger, and insert into outbox_events or call outbox.publish().",
             ),
         }
     }

@@ -68,6 +68,7 @@ impl Packer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn pack(events: &[Described]) -> Vec<Vec<u8>> {
         let mut packer = Packer::default();
@@ -120,5 +121,50 @@ mod tests {
         let many = vec![event(7000); MAX_PAYLOADS + 1];
         assert_eq!(pack(&many), [wake_up("overflow")]);
         assert_eq!(pack(&many[1..]).len(), MAX_PAYLOADS);
+    }
+
+    /// An event as JSON, with a text of any length in it, and its shorter forms. The texts of other encodings than UTF-8 are
+    /// bytes like any others here.
+    fn any_event() -> impl Strategy<Value = Described> {
+        let text = (".{0,40}", 0usize..4100, any::<bool>(), any::<bool>());
+        text.prop_map(|(text, more, body, cut)| {
+            let json = |kind: &str, more: usize| {
+                let value = serde_json::json!({"kind": kind, "text": text, "more": "ä".repeat(more)});
+                value.to_string().into_bytes()
+            };
+            Described {
+                body: body.then(|| json("body", more)),
+                cut: cut.then(|| json("cut", more / 2)),
+                short: json("short", 0),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn payloads_of_any_events_fit_and_hold_them_in_order(events in proptest::collection::vec(any_event(), 0..120)) {
+            let payloads = pack(&events);
+            let mut found = Vec::new();
+            for payload in &payloads {
+                prop_assert!(payload.len() <= MAX_BYTES, "{} bytes", payload.len());
+                let value: serde_json::Value = serde_json::from_slice(payload).expect("JSON");
+                found.extend(value["events"].as_array().expect("a list").clone());
+                if value["reason"] == "overflow" {
+                    prop_assert!(payloads.len() == 1 && found.is_empty());
+                    prop_assert!(events.iter().map(|e| e.fitting().len()).sum::<usize>() > MAX_BYTES * MAX_PAYLOADS / 2);
+                    return Ok(());
+                }
+            }
+            let expected: Vec<serde_json::Value> =
+                events.iter().map(|e| serde_json::from_slice(e.fitting()).expect("JSON")).collect();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn payloads_of_any_bytes_fit(lengths in proptest::collection::vec((0usize..9000, 0usize..9000), 0..200)) {
+            let bytes = |(body, cut)| Described { body: Some(vec![0xe4; body]), cut: Some(vec![0x81; cut]), short: vec![0xff; 90] };
+            let payloads = pack(&lengths.into_iter().map(bytes).collect::<Vec<_>>());
+            prop_assert!(payloads.len() <= MAX_PAYLOADS && payloads.iter().all(|payload| payload.len() <= MAX_BYTES));
+        }
     }
 }

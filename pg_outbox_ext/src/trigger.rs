@@ -2,8 +2,10 @@
 //! and can't fail: no table is touched, nothing is waited for. The one before an insert adds the statement's trace context,
 //! if there is one.
 
+use crate::backend::Local;
 use crate::commit::note;
 use crate::counters::bucket;
+use crate::error::{Error, raise};
 use crate::marks::as_lowered;
 use crate::note::{Note, Rows};
 use crate::status::Status;
@@ -71,7 +73,7 @@ struct Change {
 }
 
 impl Change {
-    /// None: not called as a trigger.
+    /// None: not called as a trigger. An ERROR if the table is not the extension's.
     fn read(fcinfo: pg_sys::FunctionCallInfo) -> Option<Change> {
         // SAFETY: the executor passes a TriggerData as context of a trigger call, which its node tag confirms.
         unsafe {
@@ -79,6 +81,7 @@ impl Change {
             if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData {
                 return None;
             }
+            check_table((*(*data).tg_relation).rd_id);
             let shape = (*(*data).tg_relation).rd_att;
             let row = |tuple: pg_sys::HeapTuple| (!tuple.is_null()).then_some(Row { tuple, shape });
             let (first, second) = (row((*data).tg_trigtuple), row((*data).tg_newtuple));
@@ -90,6 +93,26 @@ impl Change {
             })
         }
     }
+}
+
+/// The table that was found to be the extension's.
+static OURS: Local<pg_sys::Oid> = Local::new(pg_sys::InvalidOid);
+
+/// Whoever may execute the trigger functions may attach them to any table of its own, whose columns are others.
+#[pgrx::pg_guard]
+extern "C-unwind" fn check_table(table: pg_sys::Oid) {
+    if OURS.with(|ours| *ours == table) {
+        return;
+    }
+    // SAFETY: catalog look-ups in a transaction.
+    let ours = unsafe {
+        let extension = pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true);
+        extension != pg_sys::InvalidOid && pg_sys::getExtensionOfObject(pg_sys::RelationRelationId, table) == extension
+    };
+    if !ours {
+        raise(Error::OtherTable);
+    }
+    OURS.with(|last| *last = table);
 }
 
 fn inserted(row: &Row, note: &mut Note) {
