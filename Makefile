@@ -16,7 +16,7 @@ tests = $(if $(strip $(ONLY)),--test it -- $(ONLY))
 # How long, and which seed.
 soak = $(if $(MINUTES),--minutes $(MINUTES),--hours $(or $(HOURS),1)) $(if $(SEED),--seed $(SEED))
 
-.PHONY: help setup demo up down test check lint unit bench soak install library relay packages clean needs-postgresql
+.PHONY: help setup setup-to-run demo up down test check lint unit bench soak install library relay packages clean needs-postgresql
 
 ## Usage: make TARGET [PG_CONFIG=/path/to/pg_config]
 ##
@@ -26,7 +26,7 @@ help:
 ##   demo               deliver real events on private servers, with the time of each step; ends by itself
 ##   up [RELAYS=1]      start private servers and relays and leave them running; .dev/env says how to reach them
 # A fresh make, because the server's pg_config may not have been there when this one started.
-demo up: setup
+demo up: setup-to-run
 	@$(MAKE) --no-print-directory install relay
 	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-tests --bin $(if $(filter up,$@),dev -- up,demo)
 
@@ -43,12 +43,12 @@ test: setup
 	@PG_CONFIG='$(PG_CONFIG)' cargo test --release -p outbox-tests $(tests)
 
 ##   bench [ONLY=rows]  the benchmark, or some of its rows; see docs/performance.md
-bench: setup
+bench: setup-to-run
 	@$(MAKE) --no-print-directory install relay
 	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-bench -- $(ONLY)
 
 ##   soak [HOURS=1]     random faults under load, judged by a record outside the database; MINUTES=, SEED=; see docs/soak.md
-soak: setup
+soak: setup-to-run
 	@$(MAKE) --no-print-directory install relay
 	@PG_CONFIG='$(PG_CONFIG)' cargo run --quiet --release -p outbox-tests --bin soak -- $(soak)
 
@@ -77,11 +77,14 @@ relay:
 	@cargo build --release -p outbox-relay
 
 ##   packages           .deb files of the relay and of the extension for each PostgreSQL of Debian's, in target/packages
-packages: setup
+packages: setup-to-run
 	@scripts/packages.sh
 
 ##   setup              install what building and testing need; does nothing when all is there
 setup:
+	@scripts/setup.sh tests
+
+setup-to-run:
 	@scripts/setup.sh
 
 ##   clean              remove all build results and downloads

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the packages that building and testing need and this machine lacks. It asks nothing, and does nothing when
-# all of them are there. It leaves no server running: no cluster is created and no service started by the packages.
+# Installs the packages that this machine lacks: those that building and running need, and with the argument "tests" what
+# the tests need besides. It asks nothing, and does nothing when all of them are there. It leaves no server running: no
+# cluster is created and no service started by the packages.
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -20,17 +21,19 @@ headers() { given includedir-server postgres.h || compgen -G '/usr/include/postg
 server || missing+=(postgresql)
 headers || missing+=(postgresql-server-dev-all)
 have /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
-have /usr/sbin/pgbouncer pgbouncer
-command -v chromium >/dev/null || missing+=(chromium)
-command -v chromedriver >/dev/null || missing+=(chromium-driver)
-command -v prometheus >/dev/null && command -v promtool >/dev/null || missing+=(prometheus)
-command -v curl >/dev/null || missing+=(curl)
 libclang || missing+=(libclang-dev clang)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 command -v setpriv >/dev/null || missing+=(util-linux)
-python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
-command -v node >/dev/null || missing+=(nodejs)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+if [ "${1:-}" = tests ]; then
+    have /usr/sbin/pgbouncer pgbouncer
+    command -v chromium >/dev/null || missing+=(chromium)
+    command -v chromedriver >/dev/null || missing+=(chromium-driver)
+    command -v prometheus >/dev/null && command -v promtool >/dev/null || missing+=(prometheus)
+    command -v curl >/dev/null || missing+=(curl)
+    command -v node >/dev/null || missing+=(nodejs)
+    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 command -v apt-get >/dev/null || die "please install: ${missing[*]} (only Debian and Ubuntu are set up automatically)"
