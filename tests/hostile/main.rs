@@ -3,6 +3,7 @@
 //!
 //! `OUTBOX_HOSTILE_SECONDS` makes it longer, `OUTBOX_HOSTILE_SEED` repeats what it printed, as far as timing allows.
 
+mod patterns;
 mod peers;
 
 use std::time::{Duration, Instant};
