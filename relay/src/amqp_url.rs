@@ -192,6 +192,8 @@ fn name(host: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn one(text: &str) -> AMQPUri {
@@ -275,5 +277,24 @@ mod tests {
             assert!(!error.contains("hunter2") && !error.contains('\n'), "{error}");
         }
         assert!(AmqpUrl::parse(&format!("amqp://h/{}", "v".repeat(256))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "(amqps?://)?.{0,60}") {
+            let _read = AmqpUrl::parse(&text);
+        }
+
+        #[test]
+        fn a_password_is_in_no_error_and_in_no_other_part(
+            before in "[a-z%@:/?#,\\[\\]]{0,6}", after in "[a-z%@:/?#,\\[\\]&=]{0,12}", user in "[a-z%:]{0,4}",
+        ) {
+            match AmqpUrl::parse(&format!("amqp://{user}:{before}s3cr3t@h{after}")) {
+                Ok(url) => for uri in url.uris {
+                    prop_assert!(!uri.vhost.contains("s3cr3t") && !uri.authority.host.contains("s3cr3t"));
+                },
+                Err(error) => prop_assert!(!error.to_string().contains("s3cr3t"), "{error}"),
+            }
+        }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! `OUTBOX_HOSTILE_SECONDS` makes it longer, `OUTBOX_HOSTILE_SEED` repeats what it printed, as far as timing allows.
 
+mod patterns;
+mod peers;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -454,11 +457,15 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+fn seed() -> Result<u64> {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
+    Ok(number("OUTBOX_HOSTILE_SEED").unwrap_or(clock))
+}
+
 /// Lets all three roles talk for so long, after a statement that puts a fault in.
 #[allow(clippy::disallowed_macros, reason = "for whoever reads the output of the tests")]
 async fn talk(seconds: u64, fault: &str) -> Result<()> {
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
-    let seed = number("OUTBOX_HOSTILE_SEED").unwrap_or(clock);
+    let seed = seed()?;
     println!("OUTBOX_HOSTILE_SEED={seed} OUTBOX_HOSTILE_SECONDS={seconds}");
 
     let cluster = Cluster::with(&[("log_line_prefix", "'%e %b '"), ("max_prepared_transactions", "10")]).await?;

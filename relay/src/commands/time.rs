@@ -96,6 +96,8 @@ pub fn age(timestamp: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -151,6 +153,19 @@ mod tests {
             (86_400.0, "1 d"),
         ] {
             assert_eq!(shown(seconds), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_duration_or_refused(text in "([0-9.]{0,30} ?[a-z]{0,3} ?){0,3}|.{0,20}") {
+            prop_assert!(span(&text).is_ok_and(|span| span.as_secs_f64() <= LONGEST) || span(&text).is_err());
+            let _moment = moment(&text);
+        }
+
+        #[test]
+        fn any_number_of_seconds_is_shown(seconds in any::<f64>()) {
+            prop_assert!(!shown(seconds).is_empty());
         }
     }
 }

@@ -98,6 +98,8 @@ fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -110,5 +112,13 @@ mod tests {
         assert_eq!(retry_after("999999999", now), Some(MAX_RETRY_AFTER));
         assert_eq!(retry_after(&"9".repeat(30), now), Some(MAX_RETRY_AFTER));
         assert_eq!(retry_after("soon", now), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_retry_after_is_a_moment_within_bounds_or_none(text in "([0-9]{0,40}|.{0,40}|[A-Z][a-z]{2}, [0-9]{2} Nov [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT)") {
+            let wait = retry_after(&text, UNIX_EPOCH + Duration::from_secs(784_111_777));
+            prop_assert!(wait.is_none_or(|wait| !wait.is_zero() && wait <= MAX_RETRY_AFTER));
+        }
     }
 }

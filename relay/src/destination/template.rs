@@ -101,6 +101,8 @@ fn value<'a>(part: &'a Part, event: &'a Event) -> Cow<'a, str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::destination::{json::Object, sample_event};
 
@@ -134,5 +136,16 @@ mod tests {
         let mut event = sample_event();
         event.event_type = "x".repeat(256);
         assert!(Template::parse("{event_type}").expect("valid").render(&event).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_template_or_refused(text in "([a-z.#*{}]|\\{event_type\\}|\\{metadata\\.[a-z]\\}|.){0,20}") {
+            if let Ok(template) = Template::parse(&text) {
+                prop_assert_eq!(template.varies(), template.fixed().is_none());
+                // Without a placeholder it is what was written.
+                prop_assert!(template.fixed().is_none_or(|fixed| fixed == text));
+            }
+        }
     }
 }
