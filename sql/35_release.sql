@@ -1,7 +1,8 @@
 -- Giving back: events are owed again as if they had never been handed out. No attempt is used.
 
 -- Gives back everything that these claims hold. Events that the application has locked follow when they are free: until then
--- the claim's row stays, with a lease that is over.
+-- the claim's row stays, with a lease that is over. So it does while outcomes are postponed: what was reported once counts,
+-- even if the session has ended since, or the server.
 CREATE FUNCTION outbox._release(v_tokens bigint[]) RETURNS bigint
     LANGUAGE plpgsql
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -11,12 +12,14 @@ AS $$
 DECLARE
     v_held bigint[];
     v_locked bigint[];
+    v_late CONSTANT bigint[] := ARRAY(SELECT p.claim_token FROM outbox.postponed p WHERE p.claim_token = ANY (v_tokens));
     v_whole record;
     v_back record;
     v_empty int;
 BEGIN
     SELECT array_agg(i) INTO v_held FROM outbox.claims c, unnest(c.ids) AS i WHERE c.token = ANY (v_tokens);
-    v_locked := outbox._locked(v_held);
+    v_locked := outbox._locked(v_held)
+                || ARRAY(SELECT p.id FROM outbox.postponed p WHERE p.claim_token = ANY (v_late));
     PERFORM outbox._list(ARRAY(SELECT e.id FROM @extschema@.outbox_events e
                                   WHERE e.id = ANY (v_held) AND e.id <> ALL (v_locked) AND e.claim_token = ANY (v_tokens)
                                     AND e.listed));
@@ -27,23 +30,26 @@ BEGIN
     PERFORM outbox._let_go(v_whole.tokens);
     SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys,
            array_agg(d.claim_token) AS tokens, count(DISTINCT d.id) AS events
-      INTO v_back FROM outbox.delivery d WHERE d.claim_token = ANY (v_tokens);
+      INTO v_back FROM outbox.delivery d
+     WHERE d.claim_token = ANY (v_tokens)
+       AND NOT EXISTS (SELECT FROM outbox.postponed p WHERE p.claim_token = d.claim_token AND p.id = d.id);
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
-     WHERE d.claim_token = ANY (v_tokens);
+     WHERE d.claim_token = ANY (v_tokens)
+       AND NOT EXISTS (SELECT FROM outbox.postponed p WHERE p.claim_token = d.claim_token AND p.id = d.id);
     IF v_back.ids IS NOT NULL THEN
         PERFORM outbox._left_claim(v_back.ids, v_back.destinations, v_back.keys, v_back.tokens);
     END IF;
     UPDATE outbox.claims c SET attachment = NULL, lease_until = clock_timestamp()
-     WHERE c.token = ANY (v_tokens) AND c.token = ANY (ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
-                                                             WHERE e.id = ANY (v_locked)));
+     WHERE c.token = ANY (v_tokens) AND c.token = ANY (v_late || ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
+                                                                       WHERE e.id = ANY (v_locked)));
     IF FOUND THEN
         PERFORM outbox._open_claims(0, clock_timestamp() + interval '250 milliseconds');
     END IF;
     WITH gone AS (
         DELETE FROM outbox.claims c
          WHERE c.token = ANY (v_tokens)
-           AND c.token <> ALL (ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
-                                      WHERE e.id = ANY (v_locked) AND e.claim_token IS NOT NULL))
+           AND c.token <> ALL (v_late || ARRAY(SELECT e.claim_token FROM @extschema@.outbox_events e
+                                                WHERE e.id = ANY (v_locked) AND e.claim_token IS NOT NULL))
         RETURNING 1
     )
     SELECT count(*) INTO v_empty FROM gone;

@@ -1,7 +1,7 @@
 //! The application locks, deletes and edits rows of its table as it likes: nobody's events wait for that but those.
 
 use anyhow::Result;
-use outbox_tests::cluster::Cluster;
+use outbox_tests::cluster::{Cluster, Stop};
 use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
@@ -94,6 +94,59 @@ async fn an_outcome_of_a_locked_event_is_kept_until_it_is_free() -> Result<()> {
         session.until(&format!("SELECT status = '{status}' FROM outbox_events WHERE id = {}", ids[0]), LONG).await?;
     }
     Ok(())
+}
+
+/// Two acknowledged events, one of them listed, whose rows are locked by the transaction that is returned.
+async fn acknowledged_while_locked(cluster: &Cluster, database: &str) -> Result<(Session, Session)> {
+    let (application, consumer) = (cluster.connect(database).await?, cluster.connect(database).await?);
+    consumer.batch_execute("SELECT outbox.add_rabbitmq('q'), outbox.attach('me')").await?;
+    let ids = insert(&consumer, &["a", "b"]).await?;
+    let (_, token) = claim(&consumer, "1").await?;
+    consumer.execute(&format!("SELECT outbox.fail({token}, {}, 'no luck', '0')", ids[0]), &[]).await?;
+    let (claimed, token) = claim(&consumer, "10, NULL, '1 hour'").await?;
+    assert_eq!(claimed, ids);
+    application.batch_execute("BEGIN; SELECT FROM outbox_events FOR UPDATE").await?;
+    assert_eq!(consumer.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 2);
+    Ok((application, consumer))
+}
+
+const ALL_PROCESSED: &str = "SELECT bool_and(status = 'processed') AND count(*) = 2 FROM outbox_events";
+const NOTHING_KEPT: &str =
+    "SELECT NOT EXISTS (SELECT FROM outbox.claims) AND NOT EXISTS (SELECT FROM outbox.postponed)";
+
+#[tokio::test]
+async fn what_was_acknowledged_while_it_was_locked_is_not_given_back_with_its_session() -> Result<()> {
+    let World { cluster, database, session } = World::new().await?;
+    let (application, consumer) = acknowledged_while_locked(cluster, &database).await?;
+    drop(consumer);
+    session.until("SELECT consumers = 0 AND worker_state = 'idle' FROM outbox.stats()", LONG).await?;
+    session.until("SELECT bool_and(attachment IS NULL) FROM outbox.claims", LONG).await?;
+    assert_eq!(claim(&session, "10").await?.0, NONE);
+    application.batch_execute("COMMIT").await?;
+    session.until(ALL_PROCESSED, LONG).await?;
+    session.until(NOTHING_KEPT, LONG).await
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_while_it_was_locked_is_not_given_back_by_a_crash() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let database = cluster.database().await?;
+    let _sessions = acknowledged_while_locked(&cluster, &database).await?;
+    cluster.restart(Stop::Immediate).await?;
+    let session = cluster.connect(&database).await?;
+    session.until(ALL_PROCESSED, LONG).await?;
+    session.until(NOTHING_KEPT, LONG).await
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_while_it_was_locked_is_not_released() -> Result<()> {
+    let World { cluster, database, session } = World::new().await?;
+    let (application, consumer) = acknowledged_while_locked(cluster, &database).await?;
+    let token: i64 = session.one("SELECT token FROM outbox.claims").await?;
+    application.batch_execute("COMMIT").await?;
+    assert_eq!(consumer.one::<i64>(&format!("SELECT outbox.release({token})")).await?, 0);
+    session.until(ALL_PROCESSED, LONG).await?;
+    session.until(NOTHING_KEPT, LONG).await
 }
 
 #[tokio::test]

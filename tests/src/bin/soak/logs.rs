@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::stage::Stage;
 
 /// What faults make PostgreSQL say, by parts of its messages.
-const EXPECTED: [&str; 24] = [
+const EXPECTED: [&str; 28] = [
     "terminating connection due to administrator command",
     "terminating connection due to unexpected postmaster exit",
     "terminating connection because of crash of another server process",
@@ -33,6 +33,11 @@ const EXPECTED: [&str; 24] = [
     "is busy",
     "skipping vacuum of",
     "out-of-date",
+    // A disk that is full, and a standby.
+    "No space left on device",
+    "in a read-only transaction",
+    "during recovery",
+    "is in recovery",
 ];
 
 /// Signals that faults send; a process that ends by another one crashed.

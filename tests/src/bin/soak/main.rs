@@ -14,6 +14,7 @@ mod receiver;
 mod record;
 mod settle;
 mod show;
+mod small;
 mod stage;
 mod trouble;
 
@@ -43,8 +44,19 @@ struct Arguments {
     seed: u64,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    small::enter();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(run())
+}
+
+async fn run() -> ExitCode {
     let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -17,6 +17,7 @@ use crate::load::Prepared;
 use crate::receiver::Host;
 use crate::record::{Fault, Shared, Wanted};
 use crate::show::say;
+use crate::small::Disk;
 
 pub const RELAYS: usize = 3;
 pub const EXCHANGE: &str = "outbox_events";
@@ -31,6 +32,8 @@ pub struct Stage {
     /// A database in which the extension comes and goes.
     pub second: String,
     pub broker: Broker,
+    /// Where the database's tables are, if a small file system can be had.
+    pub disk: Option<Disk>,
     /// Receivers that have outages, and receivers that misbehave.
     pub outages: Host,
     pub rough: Host,
@@ -48,7 +51,8 @@ pub struct Stage {
 impl Stage {
     pub async fn set(seed: u64) -> Result<Arc<Self>> {
         let (cluster, broker) = tokio::try_join!(Cluster::with(&SETTINGS), Broker::own())?;
-        let (database, second) = (cluster.database().await?, cluster.database().await?);
+        let disk = Disk::mount()?;
+        let (database, second) = (database(&cluster, disk.as_ref()).await?, cluster.database().await?);
         let record = Shared::default();
         let channel = broker.channel().await?;
         channel.bind(EXCHANGE, "#", "all").await?;
@@ -62,6 +66,7 @@ impl Stage {
             database,
             second,
             broker,
+            disk,
             relays: Default::default(),
             record,
             prepared: Mutex::default(),
@@ -186,4 +191,15 @@ impl Stage {
             fault.end = Some(now_us());
         }
     }
+}
+
+async fn database(cluster: &Cluster, disk: Option<&Disk>) -> Result<String> {
+    let Some(disk) = disk else { return cluster.database().await };
+    let postgres = cluster.connect("postgres").await?;
+    postgres.batch_execute(&format!("CREATE TABLESPACE small LOCATION '{}'", disk.path().display())).await?;
+    postgres.batch_execute("CREATE DATABASE soak TABLESPACE small").await?;
+    let session = cluster.connect("soak").await?;
+    session.batch_execute("CREATE EXTENSION pg_outbox").await?;
+    session.until("SELECT worker_pid IS NOT NULL FROM outbox.stats()", LONG).await?;
+    Ok("soak".into())
 }

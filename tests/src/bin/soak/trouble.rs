@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 pub enum Trouble {
     /// The session is over: the server, its backend or the way to it.
     Lost,
-    /// The transaction is over by `pg_cancel_backend` or a lock time-out, and the session goes on.
+    /// The transaction is over by `pg_cancel_backend`, a lock time-out or a full disk, and the session goes on.
     GivenUp,
     /// Nothing that the soak does explains it.
     Strange(String),
@@ -23,10 +23,12 @@ impl From<tokio_postgres::Error> for Trouble {
             SqlState::CRASH_SHUTDOWN,
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::DATABASE_DROPPED,
+            // The server came back as a standby.
+            SqlState::READ_ONLY_SQL_TRANSACTION,
         ];
         if ends.contains(code) || code.code().starts_with("08") {
             Trouble::Lost
-        } else if *code == SqlState::QUERY_CANCELED || *code == SqlState::LOCK_NOT_AVAILABLE {
+        } else if [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE, SqlState::DISK_FULL].contains(code) {
             Trouble::GivenUp
         } else {
             let detail = error.as_db_error().map_or_else(

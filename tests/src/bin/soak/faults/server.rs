@@ -1,14 +1,17 @@
 //! PostgreSQL: its processes killed, stopped and ended, and the server as a whole.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use outbox_tests::cluster::Stop;
+use outbox_tests::process::Account;
 use outbox_tests::session::Session;
 use outbox_tests::wait::{self, LONG};
 
+use crate::judge::DISK_FULL;
 use crate::random::Random;
 use crate::stage::Stage;
 
@@ -40,8 +43,10 @@ async fn one(stage: &Stage, random: &mut Random) -> Result<()> {
         60..68 => kill(stage, random, "session", SESSION).await,
         68..74 => kill(stage, random, "worker", WORKER).await,
         74..78 => kill(stage, random, "launcher", LAUNCHER).await,
-        78..86 => restart(stage, random, Stop::Immediate).await,
-        86..94 => restart(stage, random, Stop::Crash).await,
+        78..83 => restart(stage, random, Stop::Immediate).await,
+        83..88 => restart(stage, random, Stop::Crash).await,
+        88..91 => promote(stage, random).await,
+        91..97 => full(stage, random).await,
         _ => restart(stage, random, Stop::Fast).await,
     }
 }
@@ -104,5 +109,32 @@ async fn restart(stage: &Stage, random: &mut Random, how: Stop) -> Result<()> {
     stage.cluster.resume().await?;
     stage.healed(fault);
     tokio::time::sleep(Duration::from_millis(500)).await;
+    Ok(())
+}
+
+/// The server comes back as a standby, which takes no event and hands out none, and becomes a primary after a while.
+async fn promote(stage: &Stage, random: &mut Random) -> Result<()> {
+    let time = random.millis(500, 4_000);
+    let fault = stage.fault(format!("the server is a standby for {time:?}, and is promoted then"));
+    stage.cluster.stop(if random.percent(50) { Stop::Fast } else { Stop::Crash }).await?;
+    let file = stage.cluster.dir().join("data/standby.signal");
+    fs::write(&file, "")?;
+    Account::of_servers()?.give(&file)?;
+    stage.cluster.resume().await?;
+    tokio::time::sleep(time).await;
+    admin(stage).await?.batch_execute("SELECT pg_promote()").await?;
+    stage.healed(fault);
+    Ok(())
+}
+
+/// Nothing fits on the disk of the database's tables any more.
+async fn full(stage: &Stage, random: &mut Random) -> Result<()> {
+    let Some(disk) = &stage.disk else { return Ok(()) };
+    let time = random.millis(1_000, 8_000);
+    let fault = stage.fault(format!("{DISK_FULL} for {time:?}"));
+    disk.fill()?;
+    tokio::time::sleep(time).await;
+    disk.empty()?;
+    stage.healed(fault);
     Ok(())
 }

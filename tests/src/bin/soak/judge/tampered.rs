@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{OWN, Rule};
+use super::{DISK_FULL, OWN, Rule};
 use crate::record::{Arrival, End, Fate, Hold, Record};
 
 /// What is done to a record, and the rule that has to notice. False: the record has nothing to do it to.
@@ -208,6 +208,7 @@ fn untold(record: &mut Record) -> bool {
     let Some((destination, at)) = some_arrival(record, |_, _| true) else { return false };
     let event = record.arrivals[&destination][at].event;
     record.dead.insert((destination, event));
+    record.faults.retain(|fault| !fault.what.starts_with(DISK_FULL));
     true
 }
 
