@@ -131,22 +131,22 @@ fn failed() -> Error {
 async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environment>) -> Result<()> {
     let metrics = Metrics::new(config.metrics_destinations).map_err(|error| Error::Server(error.to_string()))?;
     let current = Current::default();
-    let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
+    let systemd = Systemd::from_environment().unwrap_or_else(|error| {
+        tracing::warn!(%error, "NOTIFY_SOCKET can't be used");
+        Systemd::default()
+    });
+    let shutdown = Shutdown::on_signals(systemd.clone())
+        .map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     let ui = config.ui.as_ref();
     let pages =
         ui.map(|ui| ui::pages(ui, config.http_listen.port(), &config.consumer, connector.clone())).transpose()?;
     http::serve(config.http_listen, metrics.clone(), current.clone(), pages).await?;
     let grace = config.grace_period;
-    let systemd = Systemd::from_environment().unwrap_or_else(|error| {
-        tracing::warn!(%error, "NOTIFY_SOCKET can't be used");
-        Systemd::default()
-    });
     let shutdown_too = shutdown.clone();
     let sessions =
         Sessions { config, connector, environment, metrics, current, shutdown: shutdown_too, systemd: systemd.clone() };
     let expired = async {
         shutdown.requested().await;
-        systemd.stopping();
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
