@@ -139,22 +139,22 @@ async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environ
     if let Some(settings) = config.spans.clone() {
         spans::start(settings, &config.consumer, &metrics).map_err(Error::Server)?;
     }
-    let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
+    let systemd = Systemd::from_environment().unwrap_or_else(|error| {
+        tracing::warn!(%error, "NOTIFY_SOCKET can't be used");
+        Systemd::default()
+    });
+    let shutdown = Shutdown::on_signals(systemd.clone())
+        .map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     let ui = config.ui.as_ref();
     let pages =
         ui.map(|ui| ui::pages(ui, config.http_listen.port(), &config.consumer, connector.clone())).transpose()?;
     http::serve(config.http_listen, metrics.clone(), current.clone(), pages).await?;
     let grace = config.grace_period;
-    let systemd = Systemd::from_environment().unwrap_or_else(|error| {
-        tracing::warn!(%error, "NOTIFY_SOCKET can't be used");
-        Systemd::default()
-    });
     let shutdown_too = shutdown.clone();
     let sessions =
         Sessions { config, connector, environment, metrics, current, shutdown: shutdown_too, systemd: systemd.clone() };
     let expired = async {
         shutdown.requested().await;
-        systemd.stopping();
         tokio::time::sleep(grace).await;
     };
     let work = async {

@@ -6,6 +6,8 @@ use std::process::exit;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::systemd::Systemd;
+
 /// Exit code after a second signal: what was held is given back by the server, not by us.
 const HASTY: i32 = 1;
 
@@ -14,8 +16,8 @@ const HASTY: i32 = 1;
 pub struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
-    /// Requested at the first SIGTERM or SIGINT.
-    pub fn on_signals() -> std::io::Result<Self> {
+    /// Requested at the first SIGTERM or SIGINT, after systemd was told.
+    pub fn on_signals(systemd: Systemd) -> std::io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hang_up = signal(SignalKind::hangup())?;
@@ -30,12 +32,14 @@ impl Shutdown {
                         continue;
                     }
                 }
-                // The sender stays, so that nobody takes its end for a change.
-                if sender.send_replace(true) {
+                if *sender.borrow() {
                     tracing::warn!("a second signal: ending at once");
                     exit(HASTY);
                 }
                 tracing::info!("shutting down");
+                systemd.stopping();
+                // The sender stays, so that nobody takes its end for a change.
+                sender.send_replace(true);
             }
         });
         Ok(Shutdown(receiver))

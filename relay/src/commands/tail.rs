@@ -16,9 +16,11 @@ use crate::pattern::matches;
 use crate::postgres::Connector;
 use crate::shutdown::Shutdown;
 use crate::store;
+use crate::systemd::Systemd;
 
 pub async fn tail(connector: &Connector, given: &Tail) -> Result<Outcome> {
-    let shutdown = Shutdown::on_signals().map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
+    let shutdown = Shutdown::on_signals(Systemd::default())
+        .map_err(|error| Error::Server(format!("can't handle signals: {error}")))?;
     tokio::select! {
         ended = listen_again(connector, given) => ended.map(|()| Outcome::Well),
         () = shutdown.requested() => Ok(Outcome::Well),
