@@ -78,7 +78,7 @@ BEGIN
       FROM (SELECT e.id, CASE WHEN e.status = 'processed' THEN coalesce(e.processed_at, e.created_at) END AS processed_at
               FROM @extschema@.outbox_events e WHERE e.id >= v_from ORDER BY e.id LIMIT v_window) w;
     v_batch := v_seen.old[:greatest(v_most, 1)];
-    IF v_most > 0 THEN
+    IF v_most > 0 AND cardinality(v_batch) > 0 THEN
         error := outbox._remove_processed(v_batch);
     END IF;
     skipped := (SELECT min(e.id) FROM @extschema@.outbox_events e WHERE e.id = ANY (v_batch) AND e.status = 'processed');

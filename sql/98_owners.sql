@@ -86,7 +86,7 @@ DECLARE
     v record;
 BEGIN
     FOR v IN SELECT part.grants, a.grantee::regrole AS role
-               FROM (VALUES ('outbox.grant_producer', 'outbox.publish'), ('outbox.grant_relay', 'outbox.settle'),
+               FROM (VALUES ('outbox.grant_producer', 'outbox.publish'), ('outbox.grant_relay', 'outbox.relay_destinations'),
                             ('outbox.grant_monitor', 'outbox.health'), ('outbox.grant_operator', 'outbox.remove_destination'))
                     AS part (grants, sign)
                JOIN pg_proc p ON p.oid = part.sign::regproc

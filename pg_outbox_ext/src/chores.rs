@@ -14,6 +14,7 @@ use crate::backoff::Backoff;
 use crate::retention::{Next, Retention, Step};
 use crate::shmem::{Database, NEVER};
 use crate::status::Status;
+use crate::worker::extension_is_here;
 use crate::{clock, guc, session};
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::prelude::*;
@@ -159,8 +160,9 @@ impl Chores {
                 if lockless {
                     self.database.claim_lock_wanted.store(true, SeqCst);
                 }
-                // That a lock is held for a moment is nothing to report.
-                if backoff.is_worth_a_line() && (!failure.is_lock() || backoff.failures() >= 8) {
+                // Nothing to report: a lock is held for a moment, or the extension was dropped meanwhile.
+                let lasts = !failure.is_lock() || backoff.failures() >= 8;
+                if backoff.is_worth_a_line() && lasts && extension_is_here().unwrap_or(true) {
                     failure.log(chore.name());
                 }
             }

@@ -47,8 +47,14 @@ pub extern "C-unwind" fn pg_outbox_launcher_main(_argument: pg_sys::Datum) {
     let shared = shmem::get();
     shared.launcher_latch.store(backend::latch(), SeqCst);
     forget_unborn();
-    let mut launcher =
-        Launcher { shared, looked_into: HashSet::new(), asked: HashSet::new(), started: HashMap::new(), warned: false };
+    let mut launcher = Launcher {
+        shared,
+        looked_into: HashSet::new(),
+        asked: HashSet::new(),
+        started: HashMap::new(),
+        lacking_since: None,
+        warned: false,
+    };
     while !BackgroundWorker::sigterm_received() {
         settings::reload();
         let again_in_ms = launcher.reconcile();
@@ -99,6 +105,8 @@ struct Launcher {
     /// Databases in which the extension was installed since they were looked into.
     asked: HashSet<u32>,
     started: HashMap<u32, Start>,
+    /// Since when no worker could be started.
+    lacking_since: Option<i64>,
     warned: bool,
 }
 
@@ -187,7 +195,10 @@ impl Launcher {
         self.started.insert(oid.to_u32(), start);
         self.asked.remove(&oid.to_u32());
         match self.spawn(oid) {
-            true => None,
+            true => {
+                self.lacking_since = None;
+                None
+            }
             false => {
                 slot.set_state(State::Idle);
                 self.no_worker_left()
@@ -212,8 +223,13 @@ impl Launcher {
         }
     }
 
-    /// Returns when to try again, in milliseconds: nobody says when a background worker of another kind has ended.
+    /// Returns when to try again, in milliseconds: nobody says when a background worker of another kind has ended. Warns when
+    /// the second try fails too: a server that shuts down starts none either.
     fn no_worker_left(&mut self) -> Option<i64> {
+        let now = clock::monotonic();
+        if now - *self.lacking_since.get_or_insert(now) < 1_000_000 {
+            return Some(1_000);
+        }
         if !std::mem::replace(&mut self.warned, true) {
             ereport!(
                 WARNING,

@@ -82,8 +82,8 @@ fn handle_signals() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
 }
 
-/// Ends the worker in peace when it has nothing to do, else as PostgreSQL ends a session: in the middle of a query, or of
-/// waiting for a lock.
+/// Idle: the worker exits cleanly. Busy: it ends as PostgreSQL ends a session, in the middle of a query or of a wait for a
+/// lock.
 unsafe extern "C-unwind" fn terminated(signal: i32) {
     TERMINATED.store(true, SeqCst);
     // SAFETY: both may be called by a signal handler.
@@ -132,7 +132,7 @@ unsafe extern "C-unwind" fn leave_slot(_code: i32, database: pg_sys::Datum) {
     }
 }
 
-fn extension_is_here() -> Result<bool, Failure> {
+pub fn extension_is_here() -> Result<bool, Failure> {
     // SAFETY: a catalog look-up inside a transaction.
     attempt_as_superuser(c"looking for the extension", Patience::ENDLESS, || unsafe {
         pg_sys::get_extension_oid(c"pg_outbox".as_ptr(), true) != pg_sys::InvalidOid

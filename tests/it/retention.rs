@@ -118,3 +118,15 @@ async fn a_trigger_of_the_application_that_refuses_or_dawdles_stops_no_announcem
     session.until(&left(0), LONG).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn nothing_that_is_old_enough_is_no_error_while_the_table_is_locked() -> Result<()> {
+    let world = World::new().await?;
+    world.execute("INSERT INTO outbox_events (event_type, event_data, status, processed_at) VALUES ('young', '{}', 'processed', now())").await?;
+    let locker = world.cluster.connect(&world.database).await?;
+    locker.batch_execute("BEGIN; LOCK TABLE outbox_events IN EXCLUSIVE MODE").await?;
+    world.execute("SET lock_timeout = '50 ms'").await?;
+    let step = "SELECT last IS NULL AND skipped IS NULL AND error IS NULL FROM outbox._retain(0, 100)";
+    assert!(world.session.one::<bool>(step).await?);
+    Ok(())
+}
