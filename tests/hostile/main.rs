@@ -593,7 +593,7 @@ async fn a_trigger_function_on_another_table_is_an_error() -> Result<()> {
         .iter()
         .map(|row| row.get(0))
         .collect();
-    ensure!(functions.len() == 2, "trigger functions in C: {functions:?}");
+    ensure!(functions.len() == 3, "trigger functions in C: {functions:?}");
     for table in ["narrow", "wide"] {
         for function in &functions {
             admin
