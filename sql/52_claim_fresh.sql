@@ -12,6 +12,8 @@ COMMENT ON FUNCTION outbox._kind(text, text) IS 'names the kind of an event: tho
 -- max_events: of the kinds that this claim serves. decide: of all kinds. unrouted_left: some scheduled events are due and not
 -- routed. passed: kinds of events that are not looked at. most: at about so many deliveries a claim stops, because an event may
 -- have thousands.
+-- low_water was read before this statement's snapshot was taken. Of two events that a session committed since then, one after
+-- the other, the first may be below it: the mark is read again when the snapshot is there.
 -- seen: events that were decided on. full: there may be more, behind the window or within. behind: events that can't go now.
 -- stuck: the locked ones among these. owed: deliveries that were decided on. unserved: kinds that only others serve.
 CREATE FUNCTION outbox._claim_fresh(
@@ -34,7 +36,8 @@ BEGIN
         SELECT e.id, e.event_type, e.tenant_id, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key,
                e.xmax <> 0 AS touched
           FROM @extschema@.outbox_events e
-         WHERE e.id >= low_water AND e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL
+         WHERE e.id >= (SELECT least(low_water, outbox._low_water(false)))
+           AND e.status = 'pending' AND NOT e.listed AND e.available_at IS NULL
            AND (passed IS NULL OR NOT passed ? outbox._kind(e.event_type, e.tenant_id))
          ORDER BY e.id LIMIT window_size
     ), lockable AS MATERIALIZED (
