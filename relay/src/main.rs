@@ -150,11 +150,10 @@ async fn run(config: Arc<Config>, connector: Connector, environment: Arc<Environ
         ui.map(|ui| ui::pages(ui, config.http_listen.port(), &config.consumer, connector.clone())).transpose()?;
     http::serve(config.http_listen, metrics.clone(), current.clone(), pages).await?;
     let grace = config.grace_period;
-    let shutdown_too = shutdown.clone();
-    let sessions =
-        Sessions { config, connector, environment, metrics, current, shutdown: shutdown_too, systemd: systemd.clone() };
+    let requested = shutdown.clone();
+    let sessions = Sessions { config, connector, environment, metrics, current, shutdown, systemd: systemd.clone() };
     let expired = async {
-        shutdown.requested().await;
+        requested.requested().await;
         tokio::time::sleep(grace).await;
     };
     let work = async {

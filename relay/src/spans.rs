@@ -58,13 +58,15 @@ pub struct Ended {
 pub fn begin(event: &Event) -> Option<Span> {
     let exporter = EXPORTER.get()?;
     let parent = event.metadata.string("traceparent").and_then(|text| Parent::parse(&text));
+    if parent.as_ref().is_some_and(|parent| !parent.sampled) {
+        return None;
+    }
     let mut random = [0; 24];
     SystemRandom::new().fill(&mut random).ok()?;
     let (mut trace_id, mut span_id) = ([0; 16], [0; 8]);
     trace_id.copy_from_slice(&random[..16]);
     span_id.copy_from_slice(&random[16..]);
     match &parent {
-        Some(parent) if !parent.sampled => return None,
         Some(parent) => trace_id = parent.trace_id,
         None if !exporter.samples(&trace_id) => return None,
         None => {}

@@ -10,7 +10,6 @@ use outbox_tests::receiver::{Receiver, Reply};
 use outbox_tests::relay::Relay;
 use outbox_tests::scratch;
 use outbox_tests::session::Session;
-use outbox_tests::wait::{self, LONG};
 use outbox_tests::world::World;
 use uuid::Uuid;
 
@@ -165,9 +164,7 @@ async fn a_thousand_webhooks_change_under_load_and_each_gets_what_is_its_own() -
             }
         }
     }
-    let open = "SELECT count(*) FROM outbox_events WHERE status <> 'processed'";
-    let done = async || Ok((world.session.one::<i64>(open).await? == 0).then_some(()));
-    wait::until("all events to be processed", LONG, done).await.with_context(|| format!("seed {seed}"))?;
+    world.processed().await.with_context(|| format!("seed {seed}"))?;
     ensure!(killed > 0 && steady.lines().iter().any(|line| line.contains("served")), "nothing happened");
     arena.with(|record| judge(record, &arena.receiver)).with_context(|| format!("seed {seed}"))
 }
