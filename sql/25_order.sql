@@ -33,8 +33,8 @@ RETURN CASE WHEN aggregate_id IS NOT NULL
             THEN hashtextextended(coalesce(aggregate_type, '') || chr(31) || aggregate_id, 0::bigint) END;
 COMMENT ON FUNCTION outbox._ordering_key(text, text) IS 'what orders events: those with the same key go out one by one; null: no order';
 
--- A row that nobody has locked or changed has no xmax: the common case is one look-up. A row with an xmax may be free again.
--- Another transaction can still lock the row before this one changes it: lock_timeout ends that wait, see outbox._lock().
+-- Locks the rows that are to change, all at once and without waiting: nobody can take one between the look and the change.
+-- (Looking alone is not enough. An application that deletes some of them could have locked one since and wait for another.)
 CREATE FUNCTION outbox._locked(v_ids bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql VOLATILE
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -42,22 +42,19 @@ CREATE FUNCTION outbox._locked(v_ids bigint[]) RETURNS bigint[]
 AS $$
 #variable_conflict use_column
 DECLARE
-    v_touched bigint[];
+    v_free CONSTANT bigint[] := ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                                       WHERE e.id = ANY (v_ids) FOR NO KEY UPDATE SKIP LOCKED);
 BEGIN
-    v_touched := ARRAY(SELECT x.id FROM unnest(v_ids) AS i (id)
-                        CROSS JOIN LATERAL (SELECT e.id FROM @extschema@.outbox_events e
-                                             WHERE e.id = i.id AND e.xmax <> 0 OFFSET 0) x);
-    IF cardinality(v_touched) = 0 THEN
+    IF cardinality(v_free) = cardinality(v_ids) THEN
         RETURN '{}';
     END IF;
-    RETURN ARRAY(SELECT unnest(v_touched)
-                 EXCEPT
-                 SELECT x.id FROM (SELECT e.id FROM @extschema@.outbox_events e
-                                    WHERE e.id = ANY (v_touched) FOR NO KEY UPDATE SKIP LOCKED) x);
+    -- Some of the others may not be there at all.
+    RETURN ARRAY(SELECT e.id FROM @extschema@.outbox_events e
+                  WHERE e.id = ANY (v_ids) AND (e.id IN (SELECT unnest(v_free))) IS NOT TRUE);
 END
 $$;
 COMMENT ON FUNCTION outbox._locked(bigint[]) IS
-    'those of these events whose rows another transaction has locked; the others stay free until this one ends';
+    'those of these events whose rows another transaction has locked; this one locks the others';
 
 -- The interval at which rows that were locked are looked at again.
 CREATE FUNCTION outbox._look_again() RETURNS void

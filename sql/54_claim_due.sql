@@ -122,21 +122,20 @@ BEGIN
           FROM (SELECT DISTINCT d.name, d.key FROM due d WHERE d.key IS NOT NULL) k
     ), late AS MATERIALIZED (
         -- One sort, where a join would compare each fresh event with each key.
-        SELECT u.id, u.touched
-          FROM (SELECT f.id, f.touched, max(f.last) OVER (PARTITION BY f.key) AS last
-                  FROM (SELECT e.id, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key, NULL::bigint AS last,
-                               e.xmax <> 0 AS touched
+        SELECT u.id
+          FROM (SELECT f.id, max(f.last) OVER (PARTITION BY f.key) AS last
+                  FROM (SELECT e.id, outbox._ordering_key(e.aggregate_type, e.aggregate_id) AS key, NULL::bigint AS last
                           FROM @extschema@.outbox_events e
                          WHERE e.id >= low_water AND e.id < (SELECT max(t.id) FROM last t) AND e.status = 'pending' AND NOT e.listed
                            AND e.aggregate_id IS NOT NULL AND e.available_at IS NULL
-                        UNION ALL SELECT NULL, t.key, t.id, false FROM last t) f) u
+                        UNION ALL SELECT NULL, t.key, t.id FROM last t) f) u
          WHERE u.id < u.last
+    ), late_free AS MATERIALIZED (
+        SELECT e.id FROM @extschema@.outbox_events e
+         WHERE e.id = ANY (ARRAY(SELECT t.id FROM late t)) FOR NO KEY UPDATE SKIP LOCKED
     ), late_at AS MATERIALIZED (
-        SELECT r.id, r.destination AS name, r.ordering_key AS key, false AS touched
-          FROM outbox._routes_or_nobody(ARRAY(SELECT t.id FROM late t WHERE NOT t.touched)) r
-        UNION ALL
-        SELECT r.id, r.destination, r.ordering_key, true
-          FROM outbox._routes_or_nobody(ARRAY(SELECT t.id FROM late t WHERE t.touched)) r
+        SELECT r.id, r.destination AS name, r.ordering_key AS key, (r.id IN (SELECT f.id FROM late_free f)) IS NOT TRUE AS touched
+          FROM outbox._routes_or_nobody(ARRAY(SELECT t.id FROM late t)) r
     ), listed AS (
         INSERT INTO outbox.delivery (id, destination, ordering_key, status, next_attempt_at)
         SELECT t.id, t.name, t.key, 'pending', v_now FROM late_at t WHERE NOT t.touched
@@ -152,15 +151,14 @@ BEGIN
                                                   WHERE s.id < d.id AND outbox._wants(d.name, s.id, s.event_type, s.tenant_id)))) AS behind
           FROM due d
     ), with_followers AS (
-        SELECT j.name, j.id, j.at FROM judged j WHERE NOT j.busy AND NOT j.behind
+        SELECT j.name, j.key, j.id, j.at FROM judged j WHERE NOT j.busy AND NOT j.behind
         UNION ALL
-        SELECT j.name, y.id, y.at
+        SELECT j.name, j.key, y.id, y.at
           FROM judged j
          CROSS JOIN LATERAL (
-               SELECT z.id, z.at, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true)
-                                             AND coalesce(z.free, false)) OVER (ORDER BY z.id) AS waits
-                 FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at,
-                              (SELECT e.xmax = 0 FROM @extschema@.outbox_events e WHERE e.id = y.id) AS free
+               SELECT z.id, z.at, bool_and(z.status = 'pending' AND coalesce(z.next_attempt_at <= v_now, true))
+                                      OVER (ORDER BY z.id) AS waits
+                 FROM (SELECT y.id, y.ctid AS at, y.status, y.next_attempt_at
                          FROM outbox.delivery y
                         WHERE y.destination = j.name AND y.ordering_key = j.key AND y.place > j.id
                           AND (y.status <> 'failed' OR j.blocks)
@@ -169,11 +167,21 @@ BEGIN
            AND NOT EXISTS (SELECT FROM late_at t WHERE t.name = j.name AND t.key = j.key AND t.id < y.id)
            AND NOT (unrouted_left AND EXISTS (SELECT FROM outbox._unrouted_ahead(j.key, v_now) s
                                                WHERE s.id < y.id AND outbox._wants(j.name, s.id, s.event_type, s.tenant_id)))
-    ), chosen AS MATERIALIZED (
+    ), picked AS MATERIALIZED (
         -- The first of each destination, then the second of each.
-        SELECT l.name, l.id, l.at
+        SELECT l.name, l.key, l.id, l.at
           FROM (SELECT f.*, row_number() OVER (PARTITION BY f.name ORDER BY f.id) AS n FROM with_followers f) l
          ORDER BY l.n, l.id, l.name LIMIT max_events
+    ), free AS MATERIALIZED (
+        SELECT e.id FROM @extschema@.outbox_events e
+         WHERE e.id = ANY (ARRAY(SELECT DISTINCT p.id FROM picked p)) FOR NO KEY UPDATE SKIP LOCKED
+    ), missed AS MATERIALIZED (
+        -- Another transaction has locked these, or they are not there.
+        SELECT p.* FROM picked p WHERE (p.id IN (SELECT f.id FROM free f)) IS NOT TRUE
+    ), chosen AS MATERIALIZED (
+        SELECT p.* FROM picked p
+         WHERE (p.id IN (SELECT f.id FROM free f)) IS TRUE
+           AND NOT EXISTS (SELECT FROM missed m WHERE m.name = p.name AND m.key = p.key AND m.id < p.id)
     ), taken AS (
         UPDATE outbox.delivery d SET status = 'processing', claim_token = v_token, next_attempt_at = NULL
          WHERE d.ctid = ANY (ARRAY(SELECT c.at FROM chosen c))
@@ -189,7 +197,8 @@ BEGIN
         UPDATE @extschema@.outbox_events e SET status = 'processing'
          WHERE e.id = ANY (ARRAY(SELECT DISTINCT c.id FROM chosen c)) AND e.status = 'pending'
     )
-    SELECT array_agg(c.id), array_agg(c.name), EXISTS (SELECT FROM put_off) OR EXISTS (SELECT FROM late_at t WHERE t.touched),
+    SELECT array_agg(c.id), array_agg(c.name),
+           EXISTS (SELECT FROM put_off) OR EXISTS (SELECT FROM missed) OR EXISTS (SELECT FROM late_at t WHERE t.touched),
            (SELECT array_agg(DISTINCT j.key) FROM judged j WHERE j.busy AND NOT j.behind),
            -- Deliveries that were put back, took a probe's place or were just listed used up the room of others.
            (count(*) < max_events AND ((SELECT count(*) FROM found) >= max_events
