@@ -5,27 +5,24 @@
 CREATE FUNCTION outbox._let_go(tokens bigint[]) RETURNS void
     LANGUAGE plpgsql
 AS $$
+#variable_conflict use_column
 DECLARE
+    v_less record;
     v_closed int;
 BEGIN
     IF tokens IS NULL THEN
         RETURN;
     END IF;
-    WITH less AS MATERIALIZED (
-        SELECT t.token, count(*) AS n FROM unnest(tokens) AS t (token) GROUP BY t.token
-    ), found AS MATERIALIZED (
-        SELECT l.token, l.n, c.at, c.held <= l.n AS empty
-          FROM less l
-         CROSS JOIN LATERAL (SELECT x.ctid AS at, x.held FROM outbox.claims x WHERE x.token = l.token OFFSET 0) c
-    ), closed AS (
-        DELETE FROM outbox.claims c WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE f.empty)) RETURNING 1
-    ), kept AS (
-        UPDATE outbox.claims c SET held = c.held - (SELECT f.n FROM found f WHERE f.token = c.token)
-         WHERE c.ctid = ANY (ARRAY(SELECT f.at FROM found f WHERE NOT f.empty))
-    )
-    SELECT count(*) INTO v_closed FROM closed;
-    IF v_closed > 0 THEN
-        PERFORM outbox._open_claims(-v_closed, NULL);
+    SELECT array_agg(c.at) AS at, array_agg(l.n) AS n, bool_or(c.held > l.n) AS kept
+      INTO v_less
+      FROM (SELECT t.token, count(*) AS n FROM unnest(tokens) AS t (token) GROUP BY t.token) l
+     CROSS JOIN LATERAL (SELECT x.ctid AS at, x.held FROM outbox.claims x WHERE x.token = l.token OFFSET 0) c;
+    DELETE FROM outbox.claims c
+     WHERE c.ctid = ANY (v_less.at) AND c.held <= v_less.n[array_position(v_less.at, c.ctid)];
+    GET DIAGNOSTICS v_closed = ROW_COUNT;
+    PERFORM outbox._open_claims(-v_closed, NULL) WHERE v_closed > 0;
+    IF v_less.kept THEN
+        UPDATE outbox.claims c SET held = c.held - v_less.n[array_position(v_less.at, c.ctid)] WHERE c.ctid = ANY (v_less.at);
     END IF;
 END
 $$;

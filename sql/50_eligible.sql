@@ -64,12 +64,19 @@ RETURN (scope).names IS NULL AND (scope).brokers IS NULL;
 COMMENT ON FUNCTION outbox._takes_all(outbox.claim_scope) IS
     'whether a consumer gets events while there is no destination: one of the application''s own, which names none';
 
+-- A destination that may want events of one kind, and what a claim may do for it.
+CREATE TYPE outbox.eligible AS (
+    name      text,
+    filter    jsonpath,
+    serve     boolean,  -- the claim may hand out any number of events
+    elsewhere boolean,  -- it may hand out none, but another consumer may serve the destination now
+    blocks    boolean   -- its dead letters hold up later events
+);
+COMMENT ON TYPE outbox.eligible IS 'a destination that may want events of one kind, and what a claim may do for it; internal';
+
 -- No settings of its own, so that the planner can merge it into the query that uses it.
--- The destinations that may want events of one kind, and what this claim may do for each. serve: hand out any number of
--- events; elsewhere: none, but another consumer may serve it now. While there is no destination, '' stands for a consumer of
--- the application's own.
-CREATE FUNCTION outbox._eligible(scope outbox.claim_scope, event_type text, tenant_id text)
-    RETURNS TABLE (name text, filter jsonpath, serve boolean, elsewhere boolean, blocks boolean)
+-- While there is no destination, '' stands for a consumer of the application's own.
+CREATE FUNCTION outbox._eligible(scope outbox.claim_scope, event_type text, tenant_id text) RETURNS SETOF outbox.eligible
     LANGUAGE sql STABLE ROWS 2
 AS $$
     SELECT d.name, d.filter, m.active AND m.mine AND d.circuit_failures = 0,
