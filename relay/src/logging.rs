@@ -52,10 +52,12 @@ pub fn start(format: LogFormat, levels: Targets) {
 }
 
 /// At their lower levels libraries log what goes over the wire: logins, keys, payloads. lapin logs the body of each
-/// returned message at any level.
+/// returned message at any level. How a channel or a connection to RabbitMQ ended is in our own lines, which know whether it
+/// is a fault: that there is no exchange yet is none for `check`.
 fn may_show(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    target.starts_with(OURS) || (*metadata.level() <= Level::INFO && !target.starts_with("lapin::returned_messages"))
+    let told_by_us = ["lapin::returned_messages", "lapin::channel"].iter().any(|part| target.starts_with(part));
+    target.starts_with(OURS) || (*metadata.level() <= Level::INFO && !told_by_us)
 }
 
 /// A panic's text may quote what it was about, such as a payload: only one that was written as a whole in the code is shown.
