@@ -32,6 +32,7 @@ if [ "${1:-}" = tests ]; then
     command -v prometheus >/dev/null && command -v promtool >/dev/null || missing+=(prometheus)
     command -v curl >/dev/null || missing+=(curl)
     command -v node >/dev/null || missing+=(nodejs)
+    ruby -e 'require "active_record"; require "pg"' 2>/dev/null || missing+=(ruby-activerecord ruby-pg)
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 fi
 [ ${#missing[@]} -gt 0 ] || exit 0

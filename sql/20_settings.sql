@@ -320,16 +320,19 @@ END
 $$;
 COMMENT ON FUNCTION outbox._check_rabbitmq_settings(jsonb) IS 'an error for a setting that no RabbitMQ destination can have';
 
+CREATE FUNCTION outbox._known_settings(kind text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after', 'disable_after',
+             'format', 'source', 'metadata']
+    || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'signature', 'signature_header', 'signature_prefix',
+                                           'proxy', 'ca_certificate', 'client_certificate', 'client_key']
+                 ELSE ARRAY['broker', 'declare', 'queue', 'queue_type', 'exchange_type'] END;
+COMMENT ON FUNCTION outbox._known_settings(text) IS 'the keys of settings that a destination of this kind can have';
+
 CREATE FUNCTION outbox._check_settings(kind text, settings jsonb) RETURNS void
     LANGUAGE plpgsql STABLE
 AS $$
 DECLARE
-    v_known CONSTANT text[] := ARRAY['max_attempts', 'base', 'cap', 'schedule', 'on_failure', 'concurrency', 'timeout', 'give_up_after',
-                                     'disable_after', 'format', 'source', 'metadata']
-        || CASE kind WHEN 'webhook' THEN ARRAY['connect_timeout', 'headers', 'signature', 'signature_header',
-                                                   'signature_prefix', 'proxy', 'ca_certificate', 'client_certificate',
-                                                   'client_key']
-                     ELSE ARRAY['broker', 'declare', 'queue', 'queue_type', 'exchange_type'] END;
     v_key text;
 BEGIN
     IF settings IS NULL OR jsonb_typeof(settings) <> 'object' THEN
@@ -356,7 +359,7 @@ BEGIN
     PERFORM outbox._check_tls(settings);
     PERFORM outbox._check_rabbitmq_settings(settings);
     PERFORM outbox._check_headers(settings -> 'headers') WHERE settings ? 'headers';
-    FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (v_known) LOOP
+    FOR v_key IN SELECT k FROM jsonb_object_keys(settings) AS k WHERE k <> ALL (outbox._known_settings(kind)) LOOP
         RAISE WARNING USING MESSAGE = format('settings.%s is not a setting of a %s destination and has no effect', v_key, kind);
     END LOOP;
 END

@@ -287,6 +287,13 @@ BEGIN
                 HINT = 'Null removes it, or brings back its default.';
         END IF;
     END LOOP;
+    -- A setting that is stored and unknown, because outbox.add_webhook() only warns of it, can be removed.
+    FOR v_key IN SELECT c.key FROM jsonb_each(CASE jsonb_typeof(changes -> 'settings') WHEN 'object' THEN changes -> 'settings' ELSE '{}' END) c
+                  WHERE c.value <> 'null' AND c.key <> ALL (outbox._known_settings(kind)) LOOP
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('unknown key %L in the settings of a %s destination', v_key, kind),
+            HINT = format('Keys are %s.', array_to_string(outbox._known_settings(kind), ', '));
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION outbox._check_changes(text, jsonb) IS 'an error for changes that no destination of this kind can have';

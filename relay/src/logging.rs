@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
+use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
@@ -16,12 +17,13 @@ use crate::error::{Error, Result};
 const OURS: &str = "outbox_relay";
 
 /// What `--log-level` says: a level, or directives such as `outbox_relay::trace=debug`, with commas between them. The
-/// error shows none of it.
+/// error shows none of it. lapin writes a line for each connection and channel that ends, each time that the relay tries
+/// again; ours say once what is the matter, so its are written only if a directive names it.
 pub fn levels(text: &str) -> Result<Targets> {
     let wrong = || {
         Error::Configuration("log_level is neither a level nor a list of directives such as outbox_relay=debug".into())
     };
-    let level = |text: &str| !text.is_empty() && text.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    let level = |text: &str| !text.is_empty() && text.parse::<LevelFilter>().is_ok();
     let target = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
     let directive = |text: &str| match text.split_once('=') {
         Some((of, to)) => target(of) && level(to),
@@ -29,7 +31,10 @@ pub fn levels(text: &str) -> Result<Targets> {
     };
     let text = text.trim();
     match text.split(',').all(|one| directive(one.trim())) {
-        true => text.replace(' ', "").parse().map_err(|_| wrong()),
+        true => {
+            let given: Targets = text.replace(' ', "").parse().map_err(|_| wrong())?;
+            Ok(if text.contains("lapin") { given } else { given.with_target("lapin", LevelFilter::OFF) })
+        }
         false => Err(wrong()),
     }
 }
@@ -73,6 +78,15 @@ mod tests {
     fn a_level_or_directives_are_taken() {
         for text in ["info", "DEBUG", " warn ", "outbox_relay::trace=debug", "info, outbox_relay=trace", "off"] {
             assert!(levels(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lapin_is_shown_only_if_it_is_named() {
+        for (text, shown) in
+            [("trace", false), ("info,lapin=warn", true), ("lapin::io_loop=error", true), ("off", false)]
+        {
+            assert_eq!(levels(text).unwrap().would_enable("lapin::io_loop", &Level::ERROR), shown, "{text}");
         }
     }
 

@@ -12,6 +12,7 @@ use outbox_tests::receiver::Receiver;
 use outbox_tests::relay::Relay;
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
@@ -717,5 +718,70 @@ async fn an_orm_goes_on_as_before() -> Result<()> {
     assert_eq!(orm::session(&url)?, before);
     release(&session, "outbox_events").await?;
     assert_eq!(orm::session(&url)?, before);
+    Ok(())
+}
+
+/// The statements that GORM and Hibernate send, prepared before the table moved in and executed after it.
+#[tokio::test]
+async fn prepared_statements_of_gorm_and_hibernate_go_on_as_before() -> Result<()> {
+    let (_, _, session) = moved_in(HOME_MADE).await?;
+    let gorm = r#"INSERT INTO "outbox_events" ("aggregate_id","aggregate_type","event_type","event_data","status","retry_count",
+                  "last_error","created_at","processed_at") VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9) RETURNING "#;
+    let values = "(gen_random_uuid(),'contact','gorm.many','{}','pending',0,NULL,'2026-01-02 03:04:05',NULL)";
+    let columns = gorm.split_once("VALUES").context("an INSERT")?.0;
+    let hibernate = "insert into outbox_events (aggregate_id,aggregate_type,amount,created_at,event_data,event_id,event_type,
+                     last_error,processed_at,retry_count,status,id) values ($1,$2,$3,$4,cast($5 as jsonb),$6,$7,$8,$9,$10,$11,$12)";
+    let identity = "insert into outbox_events (aggregate_id,aggregate_type,event_data,event_type)
+                    values ($1,$2,cast($3 as jsonb),$4) returning ";
+    let ones = [
+        "EXECUTE gorm_id(gen_random_uuid(),'contact','gorm.id','{}','pending',0,NULL,'2026-01-02 03:04:05',NULL)",
+        "EXECUTE gorm_all(gen_random_uuid(),'contact','gorm.all','{}','pending',0,NULL,'2026-01-02 03:04:05',NULL)",
+        "EXECUTE gorm_many",
+        "EXECUTE gorm_ignoring",
+        "EXECUTE gorm_find('gorm.all')",
+        "EXECUTE hibernate(gen_random_uuid(),'contact',1.5,'2026-01-02 03:04:05','{\"n\": 1}',gen_random_uuid(),'hibernate',
+                           NULL,NULL,0,'pending',gen_random_uuid())"
+            ,
+        "EXECUTE hibernate_all(gen_random_uuid(),'contact','{}','hibernate.all')",
+        "EXECUTE hibernate_keys(gen_random_uuid(),'contact','{}','hibernate.keys')",
+        "EXECUTE hibernate_poll('pending',3)",
+        "EXECUTE hibernate_update('{\"n\": 2}',1,'e','pending')"
+            ,
+        "EXECUTE hibernate_nextval",
+    ];
+    session
+        .batch_execute(&format!(
+            r#"PREPARE gorm_id (uuid,text,text,jsonb,text,int,text,timestamp,timestamp) AS {gorm} "id","event_id";
+               PREPARE gorm_all (uuid,text,text,jsonb,text,int,text,timestamp,timestamp) AS {gorm} *;
+               PREPARE gorm_many AS {columns} VALUES {values},{values},{values} RETURNING "id","event_id";
+               PREPARE gorm_ignoring AS {columns} VALUES {values} ON CONFLICT DO NOTHING RETURNING "id";
+               PREPARE gorm_find (text) AS SELECT * FROM "outbox_events" WHERE event_type = $1 ORDER BY "outbox_events"."id" LIMIT 1;
+               PREPARE hibernate (uuid,varchar,numeric,timestamp,varchar,uuid,varchar,varchar,timestamp,int,varchar,uuid) AS {hibernate};
+               PREPARE hibernate_all (uuid,varchar,varchar,varchar) AS {identity} *;
+               PREPARE hibernate_keys (uuid,varchar,varchar,varchar) AS {identity} "id","seq";
+               PREPARE hibernate_poll (varchar,int) AS select e1_0.id,e1_0.event_type from outbox_events e1_0 where e1_0.status=$1
+                   order by e1_0.created_at fetch first $2 rows only for no key update skip locked;
+               PREPARE hibernate_update (varchar,int,varchar,varchar) AS
+                   update outbox_events set event_data=cast($1 as jsonb),retry_count=$2,last_error=$3,status=$4
+                   where id=(select id from outbox_events where event_type='hibernate' order by id limit 1);
+               PREPARE hibernate_nextval AS select nextval('outbox_events_seq_seq')"#
+        ))
+        .await?;
+    // PostgreSQL keeps a plan from the sixth time on.
+    let eight_times = async || -> Result<Vec<usize>> {
+        let mut rows = Vec::new();
+        for statement in (0..8).flat_map(|_| &ones) {
+            let got = session.simple_query(statement).await.with_context(|| statement.to_owned())?;
+            rows.push(got.iter().filter(|message| matches!(message, SimpleQueryMessage::Row(_))).count());
+        }
+        Ok(rows)
+    };
+    let before = eight_times().await?;
+    adopt(&session, "'outbox_events'").await?;
+    assert_eq!(eight_times().await?, before);
+    let inserted = "SELECT count(*) FROM events.outbox_events WHERE event_type ~ '^(gorm|hibernate)'";
+    assert_eq!(session.one::<i64>(inserted).await?, 2 * 8 * 9, "each is an event");
+    release(&session, "outbox_events").await?;
+    assert_eq!(eight_times().await?, before);
     Ok(())
 }

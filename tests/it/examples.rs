@@ -41,3 +41,8 @@ async fn django() -> Result<()> {
 async fn node_postgres() -> Result<()> {
     runs("node/with_pg.js").await
 }
+
+#[tokio::test]
+async fn rails() -> Result<()> {
+    runs("ruby/with_rails.rb").await
+}

@@ -258,6 +258,8 @@ async fn changes_that_a_destination_can_not_have_change_nothing() -> Result<()> 
         (r#"'hook', '{"settings": ["hidden"]}'"#, "22023"),
         (r#"'hook', '{"settings": {"max_attempts": 0}}'"#, "22023"),
         (r#"'hook', '{"settings": {"headers": {"x": "…"}}}'"#, "22023"),
+        (r#"'hook', '{"settings": {"max_atempts": 5}}'"#, "22023"),
+        (r#"'hook', '{"settings": {"broker": "default"}}'"#, "22023"),
         (r#"'hook', '["url"]'"#, "22023"),
         ("'hook', NULL", "22023"),
         (r#"'mq', '{"url": "https://example.com/"}'"#, "22023"),

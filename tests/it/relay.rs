@@ -249,6 +249,12 @@ async fn check_tries_each_connection() -> Result<()> {
     assert!(text.lines().any(|line| line.contains("PostgreSQL")), "{text}");
     assert!(text.lines().any(|line| line.contains("rabbitmq: connected")), "{text}");
 
+    // An exchange and a queue that the relay will declare are no fault yet.
+    let add = r#"SELECT outbox.add_rabbitmq('new', 'not_yet_there', settings => '{"declare": "queue"}')"#;
+    cluster.connect(&database).await?.batch_execute(add).await?;
+    let (code, text) = refused(&["check"], &[("DATABASE_URL", &url), ("AMQP_URL", &amqp)])?;
+    assert!(code == 0 && text.contains("destination new") && !text.contains("ERROR"), "{text}");
+
     let empty = cluster.url(&cluster.empty_database().await?);
     let wrong_password = cluster.url_as("nobody_there", "hidden-word", &database);
     let wrong_amqp = broker.url_as("guest", "hidden-word");
@@ -261,7 +267,7 @@ async fn check_tries_each_connection() -> Result<()> {
     ] {
         let (code, text) = refused(&["check"], &[("DATABASE_URL", url), ("AMQP_URL", amqp)])?;
         assert_ne!(code, 0, "{text}");
-        assert!(!text.contains("hidden-word"), "{text}");
+        assert!(!text.contains("hidden-word") && !text.contains("lapin"), "{text}");
     }
     Ok(())
 }

@@ -31,6 +31,7 @@ pub fn recipe(file: &str, url: &str) -> Result<()> {
             node.env("NODE_PATH", node_library()?);
             node
         }
+        Some("rb") => Command::new("ruby"),
         _ => return Err(anyhow!("nobody runs {file}")),
     };
     command.arg(&path).env("DATABASE_URL", url);
