@@ -35,7 +35,7 @@ impl Naive {
     pub async fn start(stage: &Stage) -> Result<Self> {
         stage.create_like(TABLE).await?;
         // It knows no claims.
-        let free = format!("ALTER TABLE {TABLE} DROP CONSTRAINT outbox_events_processing_is_claimed");
+        let free = format!("ALTER TABLE {TABLE} DROP CONSTRAINT outbox_events_token_while_processing");
         stage.session.batch_execute(&free).await?;
         stage.session.batch_execute(TRIGGER).await?;
         let session = stage.cluster.connect(&stage.database).await?;
