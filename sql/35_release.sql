@@ -30,9 +30,11 @@ BEGIN
     PERFORM outbox._let_go(v_whole.tokens);
     SELECT array_agg(d.id) AS ids, array_agg(d.destination) AS destinations, array_agg(d.ordering_key) AS keys,
            array_agg(d.claim_token) AS tokens, count(DISTINCT d.id) AS events
-      INTO v_back FROM outbox.delivery d
-     WHERE d.claim_token = ANY (v_tokens)
-       AND NOT EXISTS (SELECT FROM outbox.postponed p WHERE p.claim_token = d.claim_token AND p.id = d.id);
+      INTO v_back
+      -- OFFSET 0: for count(DISTINCT) PostgreSQL 16 and later may walk the whole primary key, which is in its order.
+      FROM (SELECT x.id, x.destination, x.ordering_key, x.claim_token FROM outbox.delivery x
+             WHERE x.claim_token = ANY (v_tokens)
+               AND NOT EXISTS (SELECT FROM outbox.postponed p WHERE p.claim_token = x.claim_token AND p.id = x.id) OFFSET 0) d;
     UPDATE outbox.delivery d SET status = 'pending', claim_token = NULL, next_attempt_at = clock_timestamp()
      WHERE d.claim_token = ANY (v_tokens)
        AND NOT EXISTS (SELECT FROM outbox.postponed p WHERE p.claim_token = d.claim_token AND p.id = d.id);

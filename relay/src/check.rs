@@ -1,5 +1,6 @@
 //! `outbox-relay check`: tries what `run` would need, one line each. It leaves no trace but in logs.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
@@ -103,13 +104,19 @@ async fn check_destinations(report: &mut Report, config: &Config, client: &Clien
         environment.allow_networks_of_database(&store::webhook_allow_networks(client).await?);
         store::destinations(client, &Which::All).await
     };
+    let served = |specs: &[Spec]| specs.iter().filter(|spec| environment.serves(spec)).count();
     let Some(specs) = report.line("destinations", specs.await, |specs| match (specs.len(), config.amqp.is_empty()) {
         (0, false) => "none; events stay pending: SELECT outbox.add_rabbitmq('orders')".into(),
         (0, true) => "none; events stay pending: SELECT outbox.add_webhook('crm', 'https://…')".into(),
-        (n, _) => format!("{n}"),
+        (n, _) if n == served(specs) => format!("{n}"),
+        (n, _) => format!("{n}, of which this relay serves {}", served(specs)),
     }) else {
         return;
     };
+    let unknown: BTreeSet<&str> = specs.iter().filter_map(|spec| environment.unknown_broker(spec)).collect();
+    for broker in unknown.iter().filter(|_| !config.amqp.is_empty()) {
+        print(&format!("ok    rabbitmq {broker}: AMQP_URL has no such broker, its destinations are left to others"));
+    }
     for spec in specs.iter().filter(|spec| environment.serves(spec)) {
         let name = format!("destination {}", spec.name);
         let tried = AssertUnwindSafe(try_destination(spec, environment)).catch_unwind().await;

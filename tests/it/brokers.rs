@@ -92,12 +92,18 @@ async fn check_tries_each_broker() -> Result<()> {
     let world = World::new().await?;
     let broker = Broker::shared().await?;
     let gone = format!("gone=amqp://u:hidden@127.0.0.1:{}", outbox_tests::scratch::free_port()?);
+    world.execute(r#"SELECT outbox.add_rabbitmq('far', settings => '{"broker": "eu"}')"#).await?;
     let mut check = relay::command(None)?;
     check.arg("check").args(["--amqp-url", &broker.url(), "--amqp-url", &gone]);
     let output = check.env("DATABASE_URL", world.cluster.url(&world.database)).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code().context("no exit code")?, 1, "{text}");
     ensure!(text.contains("ok    rabbitmq: connected"), "{text}");
+    ensure!(text.contains("ok    destinations: 1, of which this relay serves 0"), "{text}");
+    ensure!(
+        text.contains("ok    rabbitmq eu: AMQP_URL has no such broker, its destinations are left to others"),
+        "{text}"
+    );
     ensure!(text.contains("FAIL  rabbitmq gone: can't connect to RabbitMQ at 127.0.0.1") && !text.contains("hidden"));
     for wrong in [r#"{"broker": "a b"}"#, r#"{"broker": 7}"#, r#"{"broker": ""}"#] {
         let sql = "SELECT outbox.add_rabbitmq('mq', settings => $1::text::jsonb)";

@@ -189,6 +189,11 @@ impl Environment {
         of_kind && self.patterns.matches(&spec.name)
     }
 
+    /// The broker without which this relay can't serve that destination, whose name is one of its own.
+    pub fn unknown_broker<'a>(&self, spec: &'a Spec) -> Option<&'a str> {
+        spec.broker().filter(|name| !self.brokers.contains_key(*name) && self.patterns.matches(&spec.name))
+    }
+
     /// The names of destinations that this relay serves, for the database.
     pub fn patterns(&self) -> &Patterns {
         &self.patterns
