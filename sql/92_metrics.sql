@@ -45,7 +45,8 @@ COMMENT ON FUNCTION outbox._unlisted() IS 'what the first fresh and claimed even
 
 -- Since when the first delivery could have been made that was not: neither scheduled for later, nor held back by a pause, a
 -- disablement or an open circuit, nor behind another one.
-CREATE FUNCTION outbox._deliverable_since() RETURNS timestamptz
+-- unlisted: the rows of outbox._unlisted().
+CREATE FUNCTION outbox._deliverable_since(unlisted jsonb) RETURNS timestamptz
     LANGUAGE plpgsql VOLATILE
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off SET max_parallel_workers_per_gather = 0
@@ -54,7 +55,7 @@ DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
     RETURN least(
-        (SELECT min(f.since) FROM outbox._unlisted() f
+        (SELECT min(f.since) FROM jsonb_to_recordset(unlisted) AS f (destination text, since timestamptz)
           WHERE f.destination = ''
              OR EXISTS (SELECT FROM outbox.destination t
                          WHERE t.name = f.destination AND NOT t.paused AND t.disabled_reason IS NULL
@@ -74,11 +75,12 @@ BEGIN
           WHERE t.ready_at <= v_now AND t.circuit_failures = 0 AND t.unable_at IS NULL));
 END
 $$;
-COMMENT ON FUNCTION outbox._deliverable_since() IS 'since when something could be delivered that was not; null: nothing waits';
+COMMENT ON FUNCTION outbox._deliverable_since(jsonb) IS 'since when something could be delivered that was not; null: nothing waits';
 
 -- A row for each of at most so many destinations (most), and one for each state of the others, with name null. Those that the
 -- caller names come first, then those that are in trouble or owed something; the rest is named only if there is room for all.
-CREATE FUNCTION outbox._destination_figures(named text[], most int)
+-- unlisted: the rows of outbox._unlisted().
+CREATE FUNCTION outbox._destination_figures(unlisted jsonb, named text[], most int)
     RETURNS TABLE (name text, state text, destinations bigint, waiting bigint, dead bigint, oldest_s float8)
     LANGUAGE plpgsql VOLATILE
     SET enable_seqscan = off SET jit = off SET max_parallel_workers_per_gather = 0
@@ -95,7 +97,8 @@ BEGIN
                greatest(coalesce(t.dead, 0), 0) AS dead, f.since, coalesce(t.waiting, 0) > 0 AS listed
           FROM outbox.destinations v
           LEFT JOIN outbox.tally t ON t.destination = v.name
-          LEFT JOIN outbox._unlisted() f ON f.destination = v.name
+          LEFT JOIN jsonb_to_recordset(unlisted) AS f (destination text, waiting bigint, since timestamptz)
+                 ON f.destination = v.name
     ), placed AS MATERIALIZED (
         SELECT f.*, row_number() OVER (ORDER BY f.name = ANY (named) DESC, f.state <> 'active' OR f.waiting + f.dead > 0 DESC, f.name)
                         <= most AND (count(*) OVER () <= most OR f.name = ANY (named) OR f.state <> 'active' OR f.waiting + f.dead > 0)
@@ -116,23 +119,26 @@ BEGIN
      GROUP BY 1, 2;
 END
 $$;
-COMMENT ON FUNCTION outbox._destination_figures(text[], int) IS 'what each destination is owed, and in which state it is';
+COMMENT ON FUNCTION outbox._destination_figures(jsonb, text[], int) IS 'what each destination is owed, and in which state it is';
 
 CREATE FUNCTION outbox.metrics(named text[] DEFAULT '{}', most int DEFAULT 100) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+    -- Looked for once: this is what a scrape costs.
+    v_unlisted jsonb := (SELECT coalesce(jsonb_agg(to_jsonb(u)), '[]') FROM outbox._unlisted() u);
 BEGIN
     RETURN (
     SELECT jsonb_build_object(
                'pending', s.pending, 'processing', s.processing, 'failed', s.failed,
                'oldest_pending_s', extract(epoch FROM s.oldest_pending)::float8,
-               'deliverable_s', greatest(0, extract(epoch FROM clock_timestamp() - outbox._deliverable_since()))::float8,
+               'deliverable_s', greatest(0, extract(epoch FROM clock_timestamp() - outbox._deliverable_since(v_unlisted)))::float8,
                'vacuum', (SELECT jsonb_build_object('held_back', coalesce(bool_or(h.too_long), false),
                                                     'transaction_s', extract(epoch FROM clock_timestamp() - min(h.since))::float8)
                             FROM outbox._vacuum_holders() h),
                'destinations', (SELECT coalesce(jsonb_agg(to_jsonb(d)), '[]')
-                                  FROM outbox._destination_figures(coalesce(named, '{}'), coalesce(most, 100)) d))
+                                  FROM outbox._destination_figures(v_unlisted, coalesce(named, '{}'), coalesce(most, 100)) d))
       FROM outbox.stats() s);
 END
 $$;
