@@ -40,6 +40,9 @@ AS $$
        AND i.type IN ('function', 'table', 'view', 'sequence', 'type', 'schema')
        -- An array has its element's privileges; from PostgreSQL 18 on it is a member too.
        AND t.typcategory IS DISTINCT FROM 'A'
+       -- The row type of a table or view is a member from PostgreSQL 17 on. Were its privileges others than at first, pg_dump
+       -- would warn of it each time.
+       AND NOT EXISTS (SELECT FROM pg_class r WHERE r.oid = t.typrelid AND r.relkind <> 'c')
 $$;
 COMMENT ON FUNCTION outbox._members() IS 'the objects of the extension that have privileges';
 

@@ -42,6 +42,22 @@ CREATE TYPE outbox.kind_wanted AS (
 
 \layers
 
+-- From PostgreSQL 17 on 0.1.0 took the privileges on row types of tables and views, and pg_dump warned of each.
+DO $$
+DECLARE
+    v record;
+BEGIN
+    FOR v IN SELECT t.oid, t.oid::regtype AS name
+               FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid AND x.extname = 'pg_outbox'
+               JOIN pg_type t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid
+               JOIN pg_class r ON r.oid = t.typrelid AND r.relkind <> 'c'
+              WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' LOOP
+        EXECUTE format('GRANT USAGE ON TYPE %s TO PUBLIC', v.name);
+        DELETE FROM pg_init_privs i WHERE i.classoid = 'pg_type'::regclass AND i.objoid = v.oid;
+    END LOOP;
+END
+$$;
+
 CREATE TRIGGER tally_insert AFTER INSERT ON outbox.delivery
     REFERENCING NEW TABLE AS changed FOR EACH STATEMENT WHEN (current_user = 'outbox_owner')
     EXECUTE FUNCTION outbox._tally_insert();
