@@ -295,6 +295,7 @@ async fn attempt(
 ) -> (u64, OrderingKey, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let began = Instant::now();
+    let under_way = ui::begun(&name);
     let span = spans::begin(&item.event);
     let traceparent = span.as_ref().map(Span::traceparent);
     let Attempted { outcome, status } = match &*target {
@@ -310,6 +311,7 @@ async fn attempt(
         span.end(&name, &item.event, item.attempt, of_kind, &outcome);
     }
     let took = began.elapsed();
+    drop(under_way);
     duration.observe(took.as_secs_f64());
     ui::attempted(&item.event, &name, item.attempt, &outcome, took);
     (epoch, key, item, outcome)
