@@ -8,10 +8,11 @@ export const title = 'Dead letters'
 export const filters = ['destination', 'type', 'error', 'since', 'until']
 export const load = (read, filter) => read('dead', filter)
 
-// A field holds the local time; what travels says its zone.
+// A field holds the local time; what travels says its zone. An address may say what only PostgreSQL understands, such as
+// yesterday.
 const toInput = (iso) => {
-  if (!iso) return ''
-  const date = new Date(iso)
+  const date = new Date(iso || NaN)
+  if (Number.isNaN(date.getTime())) return ''
   return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, 16)
 }
 const fromInput = (text) => (text ? new Date(text).toISOString() : '')

@@ -256,6 +256,28 @@ async fn a_stream_that_is_refused_is_tried_again_and_nothing_is_missed() -> Resu
     Ok(())
 }
 
+#[tokio::test]
+async fn moments_that_no_browser_knows_break_no_page() -> Result<()> {
+    let scene = Scene::start(true).await?;
+    let receiver = Receiver::start()?;
+    scene.dead_letters(&receiver, "crm", &["a"]).await?;
+    for moment in ["infinity", "294276-12-31"] {
+        scene.world.execute(&format!("SELECT outbox.publish('b', '{{}}', available_at => '{moment}')")).await?;
+    }
+    let of_caesar =
+        "INSERT INTO outbox_events (event_type, event_data, created_at) VALUES ('c', '{}', '0044-03-15 BC')";
+    scene.world.execute(of_caesar).await?;
+    scene.world.until("SELECT count(*) = 2 FROM outbox.deliveries WHERE status = 'failed'").await?;
+    let browser = browse(&scene).await?;
+    show(&browser, "/ui/waiting").await?;
+    browser.until("document.querySelector('main').textContent.includes('infinity')").await?;
+    show(&browser, "/ui/dead").await?;
+    browser.until("document.querySelectorAll('[data-test=dead-row]').length === 2").await?;
+    ensure!(browser.run("return document.querySelector('main').textContent").await?.to_string().contains("BC"));
+    browser.go(&format!("http://localhost:{}/ui/dead?since=yesterday", scene.relay.port())).await?;
+    browser.until("document.querySelectorAll('[data-test=dead-row]').length === 1").await
+}
+
 /// With a bit of everything, as for the pictures of the documentation.
 async fn furnish(scene: &Scene, receiver: &Receiver) -> Result<()> {
     scene
