@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::backoff::Backoff;
 use crate::budget::Size;
-use crate::destination::{Destination, Event, Outcome};
+use crate::destination::{Attempted, Destination, Event, Outcome};
 use crate::lease::Lease;
 use crate::ledger::{Ended, Key};
 use crate::metrics::LaneMetrics;
@@ -295,21 +295,23 @@ async fn attempt(
 ) -> (u64, OrderingKey, Item, Outcome) {
     trace::step("sent", &item.event.event_id, Some(&name));
     let began = Instant::now();
+    let under_way = ui::begun(&name);
     let span = spans::begin(&item.event);
     let traceparent = span.as_ref().map(Span::traceparent);
-    let outcome = match &*target {
+    let Attempted { outcome, status } = match &*target {
         // A fault of the relay's own costs no event anything, and the lane goes on.
         Ok(destination) => AssertUnwindSafe(destination.deliver(&item.event, item.attempt, traceparent.as_deref()))
             .catch_unwind()
             .await
-            .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }),
-        Err(error) => Outcome::Unable { error: error.clone() },
+            .unwrap_or_else(|_| Outcome::Unable { error: "the relay failed, see its log".into() }.into()),
+        Err(error) => Outcome::Unable { error: error.clone() }.into(),
     };
     if let Some(span) = span {
-        let of_kind = target.as_ref().as_ref().map(|to| to.attributes(&item.event)).unwrap_or_default();
+        let of_kind = target.as_ref().as_ref().map(|to| to.attributes(&item.event, status)).unwrap_or_default();
         span.end(&name, &item.event, item.attempt, of_kind, &outcome);
     }
     let took = began.elapsed();
+    drop(under_way);
     duration.observe(took.as_secs_f64());
     ui::attempted(&item.event, &name, item.attempt, &outcome, took);
     (epoch, key, item, outcome)

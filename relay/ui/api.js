@@ -43,9 +43,21 @@ export async function act(action, fields = {}) {
   return (await post(`/ui/api/${action}`, fields)).result
 }
 
+// The same for each of many, one after the other: how many of them it changed. A refusal ends it; what was done stays done.
+export async function actOnEach(action, many) {
+  let changed = 0
+  for (const fields of many) if (await act(action, fields) === 'true') changed += 1
+  return String(changed)
+}
+
 export async function logOut() {
   await post('/ui/logout', {})
   location.assign('/ui/')
+}
+
+// As soon as the relay answers, which it does from its memory here.
+function again(then) {
+  setTimeout(() => read('tail', { after: Number.MAX_SAFE_INTEGER }).then(then, () => again(then)), 5000)
 }
 
 // Calls back with the first word of the relay, with each change, and when the connection is lost.
@@ -56,10 +68,9 @@ export function listen({ onHello, onChanged, onLost }) {
   source.addEventListener('changed', (event) => onChanged(parsed(event)))
   source.addEventListener('error', () => {
     onLost()
-    // A refusal ends the stream for good: perhaps the session is over, or too many look.
-    if (source.readyState === EventSource.CLOSED) {
-      setTimeout(() => read('me').then(() => listen({ onHello, onChanged, onLost }), () => {}), 5000)
-    }
+    // A refusal ends the stream for good: perhaps the session is over, too many look, or a proxy has nobody behind it. What
+    // was missed meanwhile nobody tells a new stream: its first word stands for a change.
+    if (source.readyState === EventSource.CLOSED) again(() => listen({ onHello: onChanged, onChanged, onLost }))
   })
   return source
 }

@@ -2,7 +2,7 @@
 // loads and how it looks; it loads again when the relay says that something has changed, and never by itself.
 
 import { html, render, useCallback, useEffect, useRef, useState } from './preact.js'
-import { act as post, listen, logOut, query, read } from './api.js'
+import { act as post, actOnEach, listen, logOut, query, read } from './api.js'
 import { Confirm, Secret } from './dialog.js'
 import { Problem, span, Time } from './parts.js'
 import * as overview from './overview.js'
@@ -46,6 +46,9 @@ function App() {
   const [notice, setNotice] = useState(null)
   const here = useRef(at)
   here.current = at
+  // While rows are selected nothing moves: that there is news is kept for later.
+  const still = useRef(false)
+  const missed = useRef(false)
 
   const load = useCallback(async () => {
     const { page, filter, id, key } = here.current
@@ -69,6 +72,11 @@ function App() {
     }
     await load()
   }, [])
+  const holdStill = useCallback((held) => {
+    still.current = held
+    if (!held && missed.current) load()
+    missed.current = false
+  }, [])
   const go = useCallback((href) => {
     history.pushState(null, '', href)
     setAt(place())
@@ -79,7 +87,7 @@ function App() {
     let first = true
     const source = listen({
       onHello: () => { setLive(true); if (first) loadAll(); first = false },
-      onChanged: (news) => { setLive(true); if (news.stats) setStats(news.stats); if (news.error) setError(news.error); if (first) loadAll(); else load(); first = false },
+      onChanged: (news) => { setLive(true); if (news.stats) setStats(news.stats); if (news.error) setError(news.error); if (first) loadAll(); else if (still.current) missed.current = true; else load(); first = false },
       onLost: () => { setLive(false); if (first) loadAll(); first = false },
     })
     const back = () => setAt(place())
@@ -112,14 +120,17 @@ function App() {
   const may = { ...me?.role.may }
   may.any = may.pause || may.resume || may.send_test || may.rotate_secret
   const readOnly = me && !Object.values(may).some(Boolean)
-  // Does it and says so; what is refused is for the caller, such as a dialog.
+  // Does it, for each of a list, and says so; what is refused is for the caller, such as a dialog.
   const act = async (action, fields, says) => {
     setNotice(null)
-    const result = await post(action, fields)
-    setNotice(typeof says === 'function' ? says(result) : says)
-    load()
-    read('stats').then(setStats, () => {})
-    return result
+    try {
+      const result = await (Array.isArray(fields) ? actOnEach : post)(action, fields)
+      setNotice(typeof says === 'function' ? says(result) : says)
+      return result
+    } finally {
+      load()
+      read('stats').then(setStats, () => {})
+    }
   }
   // The same for a button of the page itself.
   const press = (...what) => act(...what).catch((failure) => setError(failure.message))
@@ -143,7 +154,7 @@ function App() {
       ${readOnly && html`<p class="note" data-test="read-only">This page is read-only: the role ${me.role.role} may read, and change nothing. <code>SELECT outbox.grant_operator('${me.role.role}')</code> lets it.</p>`}
       <${Problem} error=${error} />
       <div role="status">${notice && html`<p class="notice">${notice.text || notice}${notice.event && html`<a href=${`/ui/events/${notice.event}`}>show it</a>`}</p>`}</div>
-      ${data ? html`<${at.page.View} key=${at.page.title} ...${{ data, stats, may, go, act, press, confirm, showSecret, setFilter, filter: at.filter, id: at.id }} />` : !error && html`<p class="empty">Loading…</p>`}
+      ${data ? html`<${at.page.View} key=${at.page.title} ...${{ data, stats, may, go, act, press, confirm, holdStill, showSecret, setFilter, filter: at.filter, id: at.id }} />` : !error && html`<p class="empty">Loading…</p>`}
     </main>
     <footer>${me && html`<span>${me.database}</span><span>relay ${me.consumer}</span><span>version ${me.version}</span>`}</footer>
     ${asks && html`<${Confirm} asks=${asks} onClose=${() => confirm(null)} />`}

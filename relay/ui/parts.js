@@ -7,10 +7,12 @@ export { html, useEffect, useState }
 const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' })
 const day = new Intl.DateTimeFormat(undefined, { month: 'short', day: 'numeric' })
 
-// A moment: the time of day, and the day where it is not today. The exact one is in the title.
+// A moment: the time of day, and the day where it is not today. The exact one is in the title. PostgreSQL has some that no
+// calendar of a browser has, such as infinity: they are shown as it says them.
 export function Time({ at }) {
   if (!at) return html`<span class="none">–</span>`
   const date = new Date(at)
+  if (Number.isNaN(date.getTime())) return html`<span>${at}</span>`
   const text = date.toDateString() === new Date().toDateString() ? clock.format(date) : `${day.format(date)} ${clock.format(date)}`
   return html`<time datetime=${at} title=${at}>${text}</time>`
 }

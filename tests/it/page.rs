@@ -45,6 +45,11 @@ impl Scene {
         Ok(cookie)
     }
 
+    /// As a browser sends it.
+    pub fn cookie(&self) -> &str {
+        &self.cookie
+    }
+
     async fn get(&self, path: &str) -> Result<Answer> {
         http::request(self.relay.port(), "GET", path, &[("Cookie", &self.cookie)], "").await
     }
@@ -73,13 +78,17 @@ impl Scene {
         receiver.reply(Reply::Status(500));
         let settings = r#"{"max_attempts": 1}"#;
         self.world.add_webhook(name, &receiver.url(name), settings).await?;
+        self.more_dead_letters(name, types, types.len()).await
+    }
+
+    /// Further ones for a destination that fails, until it has so many.
+    pub async fn more_dead_letters(&self, name: &str, types: &[&str], count: usize) -> Result<()> {
         for event_type in types {
             let sql = "SELECT outbox.publish($1, '{\"big\": 12345678901234567890.12345678901234567890}', 'order', '7')";
             self.world.session.query_one(sql, &[event_type]).await?;
         }
         let dead = format!(
-            "SELECT count(*) = {} FROM outbox.deliveries WHERE status = 'failed' AND destination = '{name}'",
-            types.len()
+            "SELECT count(*) = {count} FROM outbox.deliveries WHERE status = 'failed' AND destination = '{name}'"
         );
         self.world.until(&dead).await
     }
@@ -305,7 +314,7 @@ async fn an_open_page_on_an_idle_system_asks_nothing() -> Result<()> {
     drop(stream);
     let number = heard_id(&relay, &cookie, None).await?;
     heard_id(&relay, &cookie, Some(&number)).await?;
-    for path in ["/ui/tail", "/ui/api/tail", "/ui/assets/app.js", "/ui/destinations"] {
+    for path in ["/ui/tail", "/ui/api/tail", "/ui/api/under-way", "/ui/assets/app.js", "/ui/destinations"] {
         http::request(relay.port(), "GET", path, &[("Cookie", &cookie)], "").await?;
     }
     // Sessions report what they did up to 10 s late.

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outbox_tests::browser::Browser;
 use outbox_tests::process::run;
 use outbox_tests::receiver::{Receiver, Reply};
-use outbox_tests::scratch;
+use outbox_tests::wait::LONG;
+use outbox_tests::{http, scratch};
 use serde_json::Value;
 
 use crate::page::{PASSWORD, Scene};
@@ -72,6 +74,55 @@ async fn a_dead_letter_is_replayed_and_its_row_is_gone() -> Result<()> {
     Ok(())
 }
 
+/// While rows are selected the list stands still, and what happened meanwhile shows afterwards.
+#[tokio::test]
+async fn those_that_are_selected_are_replayed_or_purged_and_no_others() -> Result<()> {
+    let scene = Scene::start(true).await?;
+    let receiver = Receiver::start()?;
+    scene.dead_letters(&receiver, "crm", &["a", "b", "c", "d", "e"]).await?;
+    let browser = browse(&scene).await?;
+    show(&browser, "/ui/dead").await?;
+    let rows = async |count: usize| {
+        browser.until(&format!("document.querySelectorAll('[data-test=dead-row]').length === {count}")).await
+    };
+    let select = async |row: usize| {
+        let checkbox =
+            format!("document.querySelectorAll('[data-test=dead-row]')[{row}].querySelector('[data-test=select]')");
+        browser.run(&format!("{checkbox}.click()")).await
+    };
+    rows(5).await?;
+    browser.until("document.querySelector('[data-test=replay-selected]').disabled").await?;
+    // The newest come first.
+    select(0).await?;
+    select(1).await?;
+    select(3).await?;
+    select(1).await?;
+    browser.until("document.body.textContent.includes('2 selected')").await?;
+    scene.more_dead_letters("crm", &["f"], 6).await?;
+    browser.until("document.querySelector('[data-test=dead]').textContent === '6'").await?;
+    rows(5).await?;
+    browser.click("[data-test=purge-selected]").await?;
+    browser.until("document.querySelector('dialog').textContent.includes('2 dead letters')").await?;
+    browser.click("[data-test=confirm]").await?;
+    rows(4).await?;
+    browser.until("document.querySelector('.notice').textContent.includes('2 dead letters of 2')").await?;
+    let left = "SELECT string_agg(event_type, '' ORDER BY event) FROM outbox.deliveries WHERE status = 'failed'";
+    assert_eq!(scene.world.session.one::<String>(left).await?, "acdf");
+
+    // All that are listed; one is gone before it is done.
+    receiver.reply(Reply::Accept);
+    browser.click("[data-test=select-listed]").await?;
+    browser.until("document.body.textContent.includes('4 selected')").await?;
+    scene.world.execute("SELECT outbox.purge_failed(event_types => 'c')").await?;
+    browser.click("[data-test=replay-selected]").await?;
+    browser.until("document.querySelector('dialog').textContent.includes('4 dead letters')").await?;
+    browser.click("[data-test=confirm]").await?;
+    rows(0).await?;
+    browser.until("document.querySelector('.notice').textContent.includes('3 dead letters of 4')").await?;
+    let sent = "SELECT string_agg(event_type, '' ORDER BY id) FROM outbox_events WHERE status = 'processed'";
+    scene.world.until(&format!("SELECT ({sent}) = 'adf'")).await
+}
+
 #[tokio::test]
 async fn what_happens_is_seen_without_a_reload() -> Result<()> {
     let scene = Scene::start(true).await?;
@@ -100,6 +151,27 @@ async fn what_happens_is_seen_without_a_reload() -> Result<()> {
     browser.until("document.querySelectorAll('[data-test=tail-row]').length === 3").await?;
     assert_eq!(browser.run("return window.same").await?, true, "the page was loaded again");
     Ok(())
+}
+
+/// Whatever the destinations are called.
+#[tokio::test]
+async fn attempts_under_way_and_their_outcomes_are_seen() -> Result<()> {
+    let scene = Scene::start(true).await?;
+    let receiver = Receiver::start()?;
+    receiver.reply(Reply::After(Duration::from_secs(6), Box::new(Reply::Accept)));
+    scene.world.add_webhook("constructor", &receiver.url("/"), r#"{"concurrency": 4}"#).await?;
+    let browser = browse(&scene).await?;
+    show(&browser, "/ui/destinations").await?;
+    let row = "[data-test=destination-row][data-name=constructor]";
+    let in_flight = format!("document.querySelector('{row} [data-test=in-flight]')?.textContent");
+    browser.until(&format!("{in_flight} === '0'")).await?;
+    scene.world.publish("1").await?;
+    scene.world.publish("2").await?;
+    browser.until(&format!("{in_flight} === '2'")).await?;
+    browser.until(&format!("{in_flight} === '0'")).await?;
+    browser
+        .until(&format!("document.querySelector('{row} .outcomes title').textContent.startsWith('2 of the last 2')"))
+        .await
 }
 
 #[tokio::test]
@@ -151,6 +223,59 @@ async fn what_an_event_holds_is_never_run() -> Result<()> {
     let complaints: Vec<String> = browser.console().await?.into_iter().filter(|line| !line.contains("401")).collect();
     ensure!(complaints.is_empty(), "{complaints:?}");
     Ok(())
+}
+
+/// Too many pages are open, and then the relay can't be reached for a while: the page goes on trying, asks PostgreSQL nothing
+/// meanwhile, and shows what it missed.
+#[tokio::test]
+async fn a_stream_that_is_refused_is_tried_again_and_nothing_is_missed() -> Result<()> {
+    let scene = Scene::start(true).await?;
+    let receiver = Receiver::start()?;
+    let mut others = Vec::new();
+    for _ in 0..32 {
+        let mut stream = http::open(scene.relay.port(), "GET", "/ui/stream", &[("Cookie", scene.cookie())], "").await?;
+        http::event_with(&mut stream, &mut String::new(), "event: hello", LONG).await?;
+        others.push(stream);
+    }
+    let browser = browse(&scene).await?;
+    show(&browser, "/ui/dead").await?;
+    browser.until("document.querySelector('.empty')?.textContent.includes('no dead letters')").await?;
+    browser.until_there(".lost").await?;
+    let away = "const reach = window.fetch; window.tries = 0; \
+                window.fetch = (...what) => (window.tries++ < 2 ? Promise.reject(new TypeError('away')) : reach(...what))";
+    browser.run(away).await?;
+    browser.until("window.tries > 2").await?;
+    scene.dead_letters(&receiver, "crm", &["order.made"]).await?;
+    browser.until_there(".lost").await?;
+    drop(others);
+    browser.until_there(".live").await?;
+    browser.until("document.querySelectorAll('[data-test=dead-row]').length === 1").await?;
+    let asked =
+        "return performance.getEntriesByType('resource').filter((one) => one.name.endsWith('/ui/api/me')).length";
+    assert_eq!(browser.run(asked).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn moments_that_no_browser_knows_break_no_page() -> Result<()> {
+    let scene = Scene::start(true).await?;
+    let receiver = Receiver::start()?;
+    scene.dead_letters(&receiver, "crm", &["a"]).await?;
+    for moment in ["infinity", "294276-12-31"] {
+        scene.world.execute(&format!("SELECT outbox.publish('b', '{{}}', available_at => '{moment}')")).await?;
+    }
+    let of_caesar =
+        "INSERT INTO outbox_events (event_type, event_data, created_at) VALUES ('c', '{}', '0044-03-15 BC')";
+    scene.world.execute(of_caesar).await?;
+    scene.world.until("SELECT count(*) = 2 FROM outbox.deliveries WHERE status = 'failed'").await?;
+    let browser = browse(&scene).await?;
+    show(&browser, "/ui/waiting").await?;
+    browser.until("document.querySelector('main').textContent.includes('infinity')").await?;
+    show(&browser, "/ui/dead").await?;
+    browser.until("document.querySelectorAll('[data-test=dead-row]').length === 2").await?;
+    ensure!(browser.run("return document.querySelector('main').textContent").await?.to_string().contains("BC"));
+    browser.go(&format!("http://localhost:{}/ui/dead?since=yesterday", scene.relay.port())).await?;
+    browser.until("document.querySelectorAll('[data-test=dead-row]').length === 1").await
 }
 
 /// With a bit of everything, as for the pictures of the documentation.

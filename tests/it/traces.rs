@@ -109,6 +109,9 @@ async fn each_attempt_is_a_span_below_its_event_and_the_receiver_hangs_below_it(
     let failed = to_crm.iter().find(|span| span["status"]["code"] == 2).context("no span with an error")?;
     let delivered = to_crm.iter().find(|span| span["status"]["code"].is_null()).context("no span without an error")?;
     assert_eq!(attribute(failed, "error.type"), Some("failed"));
+    let status = "http.response.status_code";
+    assert_eq!((attribute(failed, status), attribute(delivered, status)), (Some("500"), Some("204")));
+    assert_eq!(attribute(to_mq[0], status), None);
     ensure!(failed["status"]["message"].as_str().is_some_and(|text| text.contains("500")), "{failed}");
     assert_eq!((attribute(delivered, "outbox.attempt"), attribute(delivered, "error.type")), (Some("2"), None));
 

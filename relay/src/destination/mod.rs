@@ -109,6 +109,18 @@ impl Outcome {
     }
 }
 
+/// An attempt that has ended, and what was answered over HTTP, if it was that far.
+pub struct Attempted {
+    pub outcome: Outcome,
+    pub status: Option<u16>,
+}
+
+impl From<Outcome> for Attempted {
+    fn from(outcome: Outcome) -> Self {
+        Attempted { outcome, status: None }
+    }
+}
+
 /// One row of `outbox.relay_destinations()`.
 #[derive(Clone, Default, PartialEq)]
 pub struct Spec {
@@ -261,20 +273,20 @@ impl Destination {
 
     /// One attempt. Ends by itself within the destination's timeout, whatever the other side does. `span`: what the receiver
     /// is told of the trace, in place of what the event says.
-    pub async fn deliver(&self, event: &Event, attempt: u32, span: Option<&str>) -> Outcome {
+    pub async fn deliver(&self, event: &Event, attempt: u32, span: Option<&str>) -> Attempted {
         match self {
-            Destination::RabbitMq(destination) => destination.deliver(event, attempt, span).await,
+            Destination::RabbitMq(destination) => destination.deliver(event, attempt, span).await.into(),
             Destination::Webhook(destination) => destination.deliver(event, span).await,
             #[cfg(test)]
-            Destination::Fake(deliver) => deliver(event),
+            Destination::Fake(deliver) => deliver(event).into(),
         }
     }
 
-    /// What a span says of it.
-    pub fn attributes(&self, event: &Event) -> Vec<Attribute> {
+    /// What a span says of it, and of the status with which it answered.
+    pub fn attributes(&self, event: &Event, status: Option<u16>) -> Vec<Attribute> {
         match self {
             Destination::RabbitMq(destination) => destination.attributes(event),
-            Destination::Webhook(destination) => destination.attributes(),
+            Destination::Webhook(destination) => destination.attributes(status),
             #[cfg(test)]
             Destination::Fake(_) => Vec::new(),
         }

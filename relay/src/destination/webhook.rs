@@ -28,7 +28,7 @@ use super::json::{Object, unescape};
 use super::keep::{Host, MOST_OF_HOST, Permit};
 use super::route::{Route, judge_name};
 use super::signature::Signer;
-use super::{ConfigError, Event, Outcome, Spec, concurrency, duration};
+use super::{Attempted, ConfigError, Event, Outcome, Spec, concurrency, duration};
 use crate::spans::{self, Attribute};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -125,37 +125,44 @@ impl Webhook {
     }
 
     /// The path may hold a token: it is not shown.
-    pub fn attributes(&self) -> Vec<Attribute> {
+    pub fn attributes(&self, status: Option<u16>) -> Vec<Attribute> {
         let url = &self.settings.url;
         let mut all = vec![spans::text("messaging.system", "webhook"), spans::text("http.request.method", "POST")];
         all.extend(url.host_str().map(|host| spans::text("server.address", host)));
         all.extend(url.port_or_known_default().map(|port| Attribute::number("server.port", port.into())));
+        all.extend(status.map(|status| Attribute::number("http.response.status_code", status.into())));
         all
     }
 
-    pub async fn deliver(&self, event: &Event, span: Option<&str>) -> Outcome {
+    pub async fn deliver(&self, event: &Event, span: Option<&str>) -> Attempted {
         let deadline = Instant::now() + self.settings.timeout;
         let may_send = timeout_at(deadline, self.may_send()).await;
         if let Err(error) = may_send.unwrap_or_else(|_| Err(self.too_late("no name resolution"))) {
-            return Outcome::Unable { error };
+            return Outcome::Unable { error }.into();
         }
         let body = match self.settings.style.body(event) {
             Ok(body) => body,
-            Err(error) => return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") },
+            Err(error) => {
+                return Outcome::Rejected { error: format!("the event can't be written as JSON: {error}") }.into();
+            }
         };
         let sending = Progress::default();
         let permit = self.clients.keep().permit(&self.settings.host);
         match timeout_at(deadline, self.attempt(event, span, &body, &sending, permit.as_ref())).await {
             // Its status says what became of the event, however long the rest takes.
-            Ok(Ok(answer)) if self.is_of_proxy(&answer) => {
-                Outcome::Unable { error: format!("the proxy wants another login: {}", answer.status()) }
+            Ok(Ok(answer)) => {
+                let status = answer.status();
+                let outcome = match self.is_of_proxy(&answer) {
+                    true => Outcome::Unable { error: format!("the proxy wants another login: {status}") },
+                    false => answer::judge(answer, &self.rests, permit).await,
+                };
+                Attempted { outcome, status: Some(status.as_u16()) }
             }
-            Ok(Ok(answer)) => answer::judge(answer, &self.rests, permit).await,
-            Ok(Err(outcome)) => outcome,
+            Ok(Err(outcome)) => outcome.into(),
             Err(_) if sending.is_connecting() => {
-                unavailable(format!("can't connect: {}", self.too_late("no connection")))
+                unavailable(format!("can't connect: {}", self.too_late("no connection"))).into()
             }
-            Err(_) => failed(self.too_late("no answer")),
+            Err(_) => failed(self.too_late("no answer")).into(),
         }
     }
 

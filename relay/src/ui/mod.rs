@@ -35,7 +35,7 @@ use self::database::Database;
 use self::guard::Names;
 use self::login::{Login, Tried};
 use self::stream::Hub;
-pub use self::tail::{attempted, happened};
+pub use self::tail::{attempted, begun, happened};
 use crate::config;
 use crate::error::Result;
 use crate::http::Stays;
@@ -113,6 +113,7 @@ pub fn pages(ui: &config::Ui, port: u16, consumer: &str, connector: Connector) -
         .route("/ui/api/waiting", get(waiting))
         .route("/ui/api/events/{event_id}", get(event))
         .route("/ui/api/tail", get(recent))
+        .route("/ui/api/under-way", get(under_way))
         .route("/ui/api/{action}", post(actions::act))
         .route("/ui/logout", post(logout))
         .layer(middleware::from_fn_with_state(page.clone(), only_own_sessions));
@@ -279,8 +280,15 @@ async fn event(State(page): State<Page>, Path(event_id): Path<String>) -> Respon
 /// From memory; nothing is asked.
 async fn recent(State(page): State<Page>, RawQuery(query): RawQuery) -> Response {
     let [after] = fields(query.as_deref(), ["after"]);
-    let attempts = page.0.heard.after(after.parse().unwrap_or(0));
-    match serde_json::to_string(&attempts) {
+    remembered(&page.0.heard.after(after.parse().unwrap_or(0)))
+}
+
+async fn under_way(State(page): State<Page>) -> Response {
+    remembered(&page.0.heard.under_way())
+}
+
+fn remembered(what: &impl serde::Serialize) -> Response {
+    match serde_json::to_string(what) {
         Ok(text) => answer::json(text),
         Err(error) => answer::refused(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }

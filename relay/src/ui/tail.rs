@@ -1,7 +1,7 @@
-//! The last attempts of this relay, and that something has happened: what lanes and the dispatcher tell the page. Without a
-//! page nothing is kept, and a call costs one relaxed load.
+//! The last attempts of this relay, those under way, and that something has happened: what lanes and the dispatcher tell the
+//! page. Without a page nothing is kept, and a call costs one relaxed load.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,8 @@ pub struct Heard {
     /// Holds a permit when something has happened since somebody looked.
     pub happened: Notify,
     ring: Mutex<Ring>,
+    /// By destination, how many attempts are under way.
+    under_way: Mutex<BTreeMap<Arc<str>, usize>>,
 }
 
 #[derive(Default)]
@@ -56,6 +58,24 @@ pub fn begin() -> &'static Heard {
 pub fn happened() {
     if let Some(heard) = HEARD.get() {
         heard.happened.notify_one();
+    }
+}
+
+/// An attempt is under way until this is dropped.
+pub struct UnderWay(Option<(&'static Heard, Arc<str>)>);
+
+pub fn begun(destination: &Arc<str>) -> UnderWay {
+    UnderWay(HEARD.get().map(|heard| {
+        heard.begun(destination);
+        (heard, destination.clone())
+    }))
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some((heard, destination)) = &self.0 {
+            heard.ended(destination);
+        }
     }
 }
 
@@ -102,6 +122,24 @@ impl Heard {
         });
     }
 
+    fn begun(&self, destination: &Arc<str>) {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        *under_way.entry(destination.clone()).or_default() += 1;
+    }
+
+    fn ended(&self, destination: &Arc<str>) {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        match under_way.get_mut(destination) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(under_way.remove(destination)),
+        }
+    }
+
+    /// How many attempts are under way, for each destination with any.
+    pub fn under_way(&self) -> BTreeMap<Arc<str>, usize> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Those after a number, oldest first.
     pub fn after(&self, number: u64) -> Vec<Attempt> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,6 +152,15 @@ impl Heard {
 mod tests {
     use super::*;
     use crate::destination::sample_event;
+
+    #[test]
+    fn attempts_under_way_are_counted_by_destination() {
+        let heard = Heard::default();
+        ["crm", "crm", "mq"].iter().for_each(|name| heard.begun(&(*name).into()));
+        assert_eq!(heard.under_way(), BTreeMap::from([("crm".into(), 2), ("mq".into(), 1)]));
+        ["crm", "mq"].iter().for_each(|name| heard.ended(&(*name).into()));
+        assert_eq!(heard.under_way(), BTreeMap::from([("crm".into(), 1)]));
+    }
 
     #[test]
     fn the_last_attempts_are_kept_in_order() {
