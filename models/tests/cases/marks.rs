@@ -4,7 +4,8 @@ use loom::thread;
 use outbox_models::model;
 use outbox_models::timers::NEVER;
 
-const EVENTS: usize = 3;
+/// The last one has the id that is drawn next.
+const EVENTS: usize = 4;
 
 /// The table as snapshots show it, and who holds the claim lock.
 #[derive(Default)]
@@ -42,7 +43,16 @@ impl Stage {
         let mut claimed = self.claimed.lock().unwrap();
         let (low_water, _) = self.marks.take_over();
         let snapshot: Vec<usize> = (0..EVENTS).filter(|id| self.visible[*id].load(Acquire)).collect();
-        self.end_claim(&mut claimed, low_water, &snapshot, commits);
+        let from = low_water.min(self.marks.lowest());
+        self.end_claim(&mut claimed, from, &snapshot, commits);
+    }
+
+    /// From the mark as it was before the snapshot was taken: what the walk of a claim must not do.
+    fn claim_from_old_mark(&self) {
+        let mut claimed = self.claimed.lock().unwrap();
+        let (low_water, _) = self.marks.take_over();
+        let snapshot: Vec<usize> = (0..EVENTS).filter(|id| self.visible[*id].load(Acquire)).collect();
+        self.end_claim(&mut claimed, low_water, &snapshot, true);
     }
 
     /// With a snapshot from before the lowered mark was taken over: what `_set_water` and SQL must not do.
@@ -112,6 +122,27 @@ pub fn claims_in_turn_find_a_late_commit() {
         let claim = spawn(&stage, |stage| stage.claim(true));
         stage.commit(1);
         claim.join().unwrap();
+        stage.check();
+    });
+}
+
+/// One session commits an event whose id is below the mark and then the next one, while a claim looks.
+pub fn two_commits_of_a_session_are_handed_out_in_order() {
+    two_commits(|stage| stage.claim(true));
+}
+
+pub fn walked_from_an_old_mark() {
+    two_commits(Stage::claim_from_old_mark);
+}
+
+fn two_commits(claim: fn(&Stage)) {
+    model(move || {
+        let stage = Stage::set();
+        let commits = spawn(&stage, |stage| [0, 3].into_iter().for_each(|id| stage.commit(id)));
+        claim(&stage);
+        let [first, .., second] = *stage.claimed.lock().unwrap();
+        assert!(first || !second, "event 3 was handed out before event 0");
+        commits.join().unwrap();
         stage.check();
     });
 }
