@@ -15,7 +15,8 @@ outbox_models::cases! {
     hold:
         late_commits_are_found
         a_claim_that_rolls_back_loses_nothing
-        claims_in_turn_find_a_late_commit;
+        claims_in_turn_find_a_late_commit
+        two_commits_of_a_session_are_handed_out_in_order;
     found:
         marks_not_swapped => late_commits_are_found "no claim finds it",
         marks_lost_with_claim => a_claim_that_rolls_back_loses_nothing "no claim finds it",
@@ -32,4 +33,10 @@ fn a_mark_that_is_lowered_before_the_commit_is_visible_is_found() {
 #[should_panic(expected = "no claim finds it")]
 fn a_claim_that_walks_with_an_old_snapshot_is_found() {
     genuine::walked_with_an_old_snapshot();
+}
+
+#[test]
+#[should_panic(expected = "event 3 was handed out before event 0")]
+fn a_claim_that_walks_from_an_old_mark_is_found() {
+    genuine::walked_from_an_old_mark();
 }

@@ -2,7 +2,8 @@
 //!
 //! Holds true whenever a claim begins: no fresh or claimed event that anybody can see has an id below both the low-water
 //! mark and the lowered mark. So a commit lowers the mark after it has become visible, and a claim takes the snapshot that
-//! it walks with after it has taken the lowered mark over.
+//! it walks with after it has taken the lowered mark over. It walks from the lowest mark that it reads after that, so that
+//! of two commits of a session it sees the first if it sees the second.
 //!
 //! Pure code over atomics, which `models/` runs under loom.
 
@@ -68,7 +69,8 @@ impl Marks {
         self.high_water.load(SeqCst)
     }
 
-    /// For statistics: where a claim would start.
+    /// Where a claim would start: for statistics, and for a claim that has its snapshot. Of two events that a session
+    /// committed one after the other, the snapshot may show the second while the first is below the mark that was taken over.
     pub fn lowest(&self) -> i64 {
         self.low_water().min(self.lowered.load(SeqCst))
     }

@@ -2,10 +2,12 @@
 //!
 //! Each prepared transaction of a database with the extension has a slot, also one that noted nothing. What is not found
 //! there at COMMIT PREPARED (a restart forgets it, a full table never knew it, claims and recoveries are not kept) has the
-//! worker recover from the tables.
+//! worker recover from the tables. Until then nobody knows its ids, so the next claim walks from the first event there is:
+//! what the session commits next must not be handed out before.
 
 use crate::backend::{self, Local};
 use crate::commit;
+use crate::marks::BEFORE_ALL;
 use crate::note::Note;
 use crate::{prepared, shmem};
 use pgrx::pg_sys;
@@ -49,6 +51,7 @@ pub fn commit(name: &[u8]) {
     let (transaction, note) = prepared::take(&shared.prepared, name).unwrap_or_else(|| {
         let mut unknown = Note::new(0);
         unknown.control.recover = true;
+        unknown.rows.lower(BEFORE_ALL);
         (0, unknown)
     });
     commit::apply(&note, transaction);

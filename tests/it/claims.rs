@@ -2,6 +2,7 @@
 //! goes to another.
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use outbox_tests::cluster::{Cluster, Stop};
 use outbox_tests::session::Session;
 use outbox_tests::wait::LONG;
@@ -198,6 +199,35 @@ async fn an_event_that_commits_late_survives_the_savepoint_in_which_it_was_claim
     Ok(())
 }
 
+/// A claim has read the low-water mark and waits for a lock. Meanwhile a session commits two events of an aggregate, the first
+/// of them with an id below that mark.
+#[tokio::test]
+async fn what_a_session_commits_one_after_the_other_is_not_handed_out_the_other_way_round() -> Result<()> {
+    let World { cluster, database, session } = World::new().await?;
+    let [late, consumer, owner] = [(); 3].map(|()| cluster.connect(&database));
+    let (late, consumer, owner) = (late.await?, consumer.await?, owner.await?);
+    late.batch_execute("BEGIN").await?;
+    let mut ids = insert(&late, &["a"]).await?;
+    insert(&session, &["b"]).await?;
+    let (_, token) = claim(&consumer, "10").await?;
+    assert_eq!(consumer.one::<i64>(&format!("SELECT outbox.ack({token})")).await?, 1);
+    assert_eq!(claim(&consumer, "10").await?.0, NONE);
+    // The walk over fresh events needs this table, and no earlier step of a claim does.
+    owner.batch_execute("BEGIN; LOCK TABLE outbox.interest IN ACCESS EXCLUSIVE MODE").await?;
+    let publish = async {
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'outbox.interest'::regclass AND NOT granted)";
+        session.until(waits, LONG).await?;
+        late.batch_execute("COMMIT").await?;
+        let later = insert(&late, &["a"]).await?;
+        owner.batch_execute("COMMIT").await?;
+        anyhow::Ok(later)
+    };
+    let (claimed, later) = tokio::try_join!(claim(&consumer, "10"), publish)?;
+    ids.extend(later);
+    assert_eq!(claimed.0, ids);
+    Ok(())
+}
+
 /// The launcher takes the only background worker, beside that of logical replication. The database postgres has a place
 /// in shared memory and never a worker; a new one has not even that.
 #[tokio::test]
@@ -238,6 +268,26 @@ async fn a_prepared_transaction_is_delivered_after_its_commit_even_after_a_resta
         session.execute(&format!("SELECT outbox.ack({token})"), &[]).await?;
     }
     drop(session);
+    Ok(())
+}
+
+/// A restart forgets what the transaction had noted, and the worker that looks for it in the tables may be slow.
+#[tokio::test]
+async fn what_a_session_publishes_after_a_commit_prepared_comes_after_it_even_after_a_restart() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    let database = cluster.database().await?;
+    session_prepares(&cluster, &database).await?;
+    cluster.restart(Stop::Immediate).await?;
+    let session = cluster.connect(&database).await?;
+    session.until("SELECT worker_state = 'idle' FROM outbox.stats()", LONG).await?;
+    assert_eq!(claim(&session, "10").await?.0, NONE);
+    let worker = session.one::<i32>("SELECT worker_pid FROM outbox.stats()").await?;
+    cluster.signal(worker, Signal::SIGSTOP)?;
+    session.batch_execute("COMMIT PREPARED 'later'").await?;
+    let later = insert(&session, &["a"]).await?;
+    let (claimed, _) = claim(&session, "10").await?;
+    cluster.signal(worker, Signal::SIGCONT)?;
+    assert_eq!((claimed.len(), claimed.last()), (2, later.last()), "{claimed:?}");
     Ok(())
 }
 

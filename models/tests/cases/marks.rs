@@ -1,16 +1,18 @@
-use loom::sync::atomic::{AtomicBool, Ordering::*};
+use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use outbox_models::model;
 use outbox_models::timers::NEVER;
 
-const EVENTS: usize = 3;
+/// The last one has the id that is drawn next.
+const EVENTS: usize = 4;
 
 /// The table as snapshots show it, and who holds the claim lock.
 #[derive(Default)]
 struct Stage {
     marks: Marks,
-    visible: [AtomicBool; EVENTS],
+    /// A bit for each event that is committed: a snapshot shows them all as they are at one moment.
+    visible: AtomicUsize,
     claimed: Mutex<[bool; EVENTS]>,
 }
 
@@ -20,35 +22,53 @@ impl Stage {
         let stage = Stage::default();
         stage.marks.reset();
         stage.marks.find(3, 2);
-        stage.visible[2].store(true, Release);
+        stage.show(2);
         stage.claimed.lock().unwrap()[2] = true;
         Arc::new(stage)
     }
 
+    fn show(&self, id: usize) {
+        self.visible.fetch_or(1 << id, AcqRel);
+    }
+
+    fn snapshot(&self) -> Vec<usize> {
+        let visible = self.visible.load(Acquire);
+        (0..EVENTS).filter(|id| visible & (1 << id) != 0).collect()
+    }
+
     /// A commit: visible first, then its callback.
     fn commit(&self, id: usize) {
-        self.visible[id].store(true, Release);
+        self.show(id);
         self.marks.lower(id as i64);
     }
 
     /// The callback ran before the commit was visible: what the extension must not do.
     fn commit_too_early(&self, id: usize) {
         self.marks.lower(id as i64);
-        self.visible[id].store(true, Release);
+        self.show(id);
     }
 
     /// Takes every fresh event from the mark on, and sets the mark behind them.
     fn claim(&self, commits: bool) {
         let mut claimed = self.claimed.lock().unwrap();
         let (low_water, _) = self.marks.take_over();
-        let snapshot: Vec<usize> = (0..EVENTS).filter(|id| self.visible[*id].load(Acquire)).collect();
-        self.end_claim(&mut claimed, low_water, &snapshot, commits);
+        let snapshot = self.snapshot();
+        let from = low_water.min(self.marks.lowest());
+        self.end_claim(&mut claimed, from, &snapshot, commits);
+    }
+
+    /// From the mark as it was before the snapshot was taken: what the walk of a claim must not do.
+    fn claim_from_old_mark(&self) {
+        let mut claimed = self.claimed.lock().unwrap();
+        let (low_water, _) = self.marks.take_over();
+        let snapshot = self.snapshot();
+        self.end_claim(&mut claimed, low_water, &snapshot, true);
     }
 
     /// With a snapshot from before the lowered mark was taken over: what `_set_water` and SQL must not do.
     fn claim_with_old_snapshot(&self) {
         let mut claimed = self.claimed.lock().unwrap();
-        let snapshot: Vec<usize> = (0..EVENTS).filter(|id| self.visible[*id].load(Acquire)).collect();
+        let snapshot = self.snapshot();
         let (low_water, _) = self.marks.take_over();
         self.end_claim(&mut claimed, low_water, &snapshot, true);
     }
@@ -67,9 +87,8 @@ impl Stage {
     fn check(&self) {
         self.claim(true);
         let claimed = self.claimed.lock().unwrap();
-        for id in 0..EVENTS {
-            let lost = self.visible[id].load(Acquire) && !claimed[id];
-            assert!(!lost, "event {id} is below the marks: no claim finds it");
+        for id in self.snapshot() {
+            assert!(claimed[id], "event {id} is below the marks: no claim finds it");
         }
         assert_eq!(self.marks.lowest(), self.marks.low_water().min(NEVER - 1));
     }
@@ -112,6 +131,27 @@ pub fn claims_in_turn_find_a_late_commit() {
         let claim = spawn(&stage, |stage| stage.claim(true));
         stage.commit(1);
         claim.join().unwrap();
+        stage.check();
+    });
+}
+
+/// One session commits an event whose id is below the mark and then the next one, while a claim looks.
+pub fn two_commits_of_a_session_are_handed_out_in_order() {
+    two_commits(|stage| stage.claim(true));
+}
+
+pub fn walked_from_an_old_mark() {
+    two_commits(Stage::claim_from_old_mark);
+}
+
+fn two_commits(claim: fn(&Stage)) {
+    model(move || {
+        let stage = Stage::set();
+        let commits = spawn(&stage, |stage| [0, 3].into_iter().for_each(|id| stage.commit(id)));
+        claim(&stage);
+        let [first, .., second] = *stage.claimed.lock().unwrap();
+        assert!(first || !second, "event 3 was handed out before event 0");
+        commits.join().unwrap();
         stage.check();
     });
 }
