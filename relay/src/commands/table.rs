@@ -39,7 +39,12 @@ impl<'a> Table<'a> {
 
 /// A text of others on one line, with nothing in it that a terminal would obey.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || turns(c) { ' ' } else { c }).collect()
+}
+
+/// Whether it turns the direction of what follows, the rest of the line included (Unicode UAX #9, 2.1 to 2.5).
+fn turns(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl fmt::Display for Table<'_> {
@@ -60,6 +65,12 @@ impl fmt::Display for Table<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_left_out() {
+        assert_eq!(clean("a\u{1b}[31mb\nc\u{202e}d\u{2066}e"), "a [31mb c d e");
+        assert_eq!(clean("שלום é 漢字"), "שלום é 漢字");
+    }
 
     #[test]
     fn columns_are_aligned_and_numbers_stand_to_the_right() {
