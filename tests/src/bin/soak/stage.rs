@@ -1,7 +1,7 @@
 //! The servers of a soak, and what all of its tasks share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,6 +14,7 @@ use outbox_tests::wait::{self, LONG};
 
 use crate::judge::OWN;
 use crate::load::Prepared;
+use crate::logs::{Cause, Span};
 use crate::receiver::Host;
 use crate::record::{Fault, Shared, Wanted};
 use crate::show::say;
@@ -39,7 +40,11 @@ pub struct Stage {
     pub rough: Host,
     pub relays: [tokio::sync::Mutex<Option<Relay>>; RELAYS],
     pub record: Shared,
+    /// Parts of the server's log that belong to certain faults.
+    spans: Mutex<Vec<Span>>,
     pub prepared: Mutex<Vec<Prepared>>,
+    /// Aggregates of prepared transactions that are committed.
+    pub followed: Mutex<Vec<u32>>,
     /// Somebody wants a strong lock, which prepared transactions would keep from him for long.
     pub no_more_prepared: AtomicBool,
     pub loading: AtomicBool,
@@ -69,7 +74,9 @@ impl Stage {
             disk,
             relays: Default::default(),
             record,
+            spans: Mutex::default(),
             prepared: Mutex::default(),
+            followed: Mutex::default(),
             no_more_prepared: AtomicBool::default(),
             loading: AtomicBool::default(),
             storming: AtomicBool::default(),
@@ -184,6 +191,31 @@ impl Stage {
         let mut record = self.record.lock();
         record.faults.push(Fault { what, begin: now_us(), end: None });
         record.faults.len() - 1
+    }
+
+    /// Does something during which the server may say what this cause explains, and shortly after.
+    pub async fn explained<T>(&self, cause: Cause, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let from = self.cluster.log().len();
+        let spans = || self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = {
+            let mut spans = spans();
+            spans.push(Span { cause, part: from..usize::MAX });
+            spans.len() - 1
+        };
+        let done = work.await;
+        // Whoever met the fault may still be about to say so.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let to = self.cluster.log().len();
+        if let Some(span) = spans().get_mut(place) {
+            span.part.end = to;
+        }
+        done
+    }
+
+    /// What explains a line of the server's log, by its offset.
+    pub fn causes_at(&self, offset: usize) -> Vec<Cause> {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.iter().filter(|span| span.part.contains(&offset)).map(|span| span.cause).collect()
     }
 
     pub fn healed(&self, fault: usize) {

@@ -12,6 +12,7 @@ use outbox_tests::session::Session;
 use outbox_tests::wait::{self, LONG};
 
 use crate::judge::DISK_FULL;
+use crate::logs::Cause;
 use crate::random::Random;
 use crate::stage::Stage;
 
@@ -45,8 +46,8 @@ async fn one(stage: &Stage, random: &mut Random) -> Result<()> {
         74..78 => kill(stage, random, "launcher", LAUNCHER).await,
         78..83 => restart(stage, random, Stop::Immediate).await,
         83..88 => restart(stage, random, Stop::Crash).await,
-        88..91 => promote(stage, random).await,
-        91..97 => full(stage, random).await,
+        88..91 => stage.explained(Cause::Standby, promote(stage, random)).await,
+        91..97 => stage.explained(Cause::DiskFull, full(stage, random)).await,
         _ => restart(stage, random, Stop::Fast).await,
     }
 }

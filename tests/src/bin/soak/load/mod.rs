@@ -24,6 +24,9 @@ const TENANTS: [Option<&str>; 4] = [None, None, Some("acme"), Some("globex")];
 /// Aggregates that a publisher comes back to; each has one publisher, so that its ids are committed in order.
 const AGGREGATES: u64 = 8;
 
+/// The numbers of a publisher's aggregates begin at its own number times this.
+const OF_ONE: u32 = 1_000_000;
+
 /// Prepared transactions at a time; each holds locks.
 const MOST_PREPARED: usize = 12;
 
@@ -147,7 +150,7 @@ impl Publisher {
 
     async fn prepare(&mut self, session: &Session, number: u64) -> Result<Fate, Trouble> {
         session.batch_execute(&format!("BEGIN; INSERT INTO ledger VALUES ({number})")).await?;
-        // Committed later than those with higher ids: aggregates that nobody else uses.
+        // Committed later than those with higher ids: aggregates that nobody else uses before.
         let (mut drafts, aggregate) = (Vec::new(), self.fresh_aggregate());
         for _ in 0..=self.random.below(3) {
             drafts.push(Draft { aggregate: Some(aggregate), ..self.draft() });
@@ -155,6 +158,7 @@ impl Publisher {
         self.write(session, number, drafts, false).await?;
         let prepared = Prepared {
             transaction: number,
+            aggregate,
             due: now_us() + self.random.millis(0, 6_000).as_micros() as i64,
             commit: self.random.percent(70),
         };
@@ -172,15 +176,23 @@ impl Publisher {
 
     fn fresh_aggregate(&mut self) -> u32 {
         self.once += 1;
-        self.number * 1_000_000 + 1000 + self.once
+        self.number * OF_ONE + 1000 + self.once
+    }
+
+    /// An aggregate of this publisher whose prepared transaction is committed: what follows comes after it.
+    fn followed(&self) -> Option<u32> {
+        let mut followed = self.stage.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = followed.iter().position(|aggregate| aggregate / OF_ONE == self.number)?;
+        Some(followed.swap_remove(own))
     }
 
     fn draft(&mut self) -> Draft {
-        let aggregate = match self.random.below(5) {
+        let drawn = match self.random.below(5) {
             0 => None,
             1 => Some(self.fresh_aggregate()),
-            _ => Some(self.number * 1_000_000 + self.random.below(AGGREGATES) as u32),
+            _ => Some(self.number * OF_ONE + self.random.below(AGGREGATES) as u32),
         };
+        let aggregate = self.followed().or(drawn);
         Draft {
             event: self.random.uuid(),
             kind: self.random.one_of(&KINDS).copied().unwrap_or(KINDS[0]),

@@ -12,6 +12,8 @@ use crate::trouble::{Trouble, connected};
 #[derive(Debug, Clone)]
 pub struct Prepared {
     pub transaction: u64,
+    /// Nobody else uses it before this transaction is committed.
+    pub aggregate: u32,
     pub due: Micros,
     pub commit: bool,
 }
@@ -50,6 +52,9 @@ pub async fn decide(stage: Arc<Stage>) {
             Ok(()) => {
                 let fate = if prepared.commit { Fate::Committed } else { Fate::RolledBack };
                 stage.record.set_fate(prepared.transaction, fate);
+                if prepared.commit {
+                    stage.followed.lock().unwrap_or_else(PoisonError::into_inner).push(prepared.aggregate);
+                }
                 session = Some(open);
             }
             // Its preparation failed, or an earlier try succeeded and nobody heard of it.
