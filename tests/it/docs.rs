@@ -130,7 +130,7 @@ fn script(name: &str, text: &str) -> Result<(String, usize)> {
                 .map(|line| format!("{line}\n"))
                 .collect::<String>()
         };
-        if let Some(directive) = line.strip_prefix("<!-- test: ") {
+        if let Some(directive) = line.trim_start().strip_prefix("<!-- test: ") {
             match directive.strip_suffix(" -->").unwrap_or(directive).split_once(' ') {
                 Some(("skip", reason)) if !reason.is_empty() => skipped = true,
                 Some(("file", name)) => file = Some(name),
@@ -236,6 +236,9 @@ run! {
     console: "docs/console.md",
     consumers: "docs/consumers.md",
     delivery: "docs/delivery.md",
+    from_a_polling_job: "docs/from-a-polling-job.md",
+    from_debezium: "docs/from-debezium.md",
+    from_your_own_table: "docs/from-your-own-table.md",
     install: "docs/install.md",
     moving_in: "docs/moving-in.md",
     operations: "docs/operations.md",
