@@ -3,7 +3,7 @@
 
 use std::ops::Deref;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 use lapin::types::FieldTable;
@@ -80,7 +80,8 @@ impl Site {
 pub async fn arrive(queue: &mut Queue, events: &[Uuid]) -> Result<()> {
     let mut seen = Vec::new();
     while seen.len() < events.len() {
-        let event = queue.next(LONG).await?.event_id()?;
+        let next = queue.next(LONG).await;
+        let event = next.with_context(|| format!("of {events:?} came {seen:?}"))?.event_id()?;
         if !seen.contains(&event) {
             seen.push(event);
         }
